@@ -1,0 +1,56 @@
+# Every target that needs Python builds .venv first, from constraints.txt; nothing has to be installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+RECORDS ?= results/records
+REPORT ?= results/report
+DEMO ?= results/demo
+# Extra words for the console scripts, e.g. make eval CKPT=... ARGS="--dry-run".
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo eval report test check bench tensorboard clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything that the other targets need
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "make: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@echo "make: creating $(VENV) and installing the pinned packages (about a minute; once)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,test]'
+	@touch $@
+
+demo: $(READY) ## train a small network on real data, evaluate every epoch, build the report (3 minutes)
+	@$(BIN)/python -m examples.demo --folder $(DEMO)
+
+eval: $(READY) ## evaluate: CKPT=file|folder|glob [CONFIG=file.yaml] [N=16] [DEVICE=auto] [RECORDS=folder]
+	@test -n '$(CKPT)' || { echo "make: say which checkpoint: make eval CKPT=path/to/checkpoint.pt" >&2; exit 2; }
+	@$(BIN)/qbw-eval run $(if $(wildcard $(CKPT)),$(CKPT),'$(CKPT)') --records '$(RECORDS)' $(if $(CONFIG),--config '$(CONFIG)') \
+		$(if $(N),--num-configs $(N)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+report: $(READY) ## build statistics, figures and TensorBoard events: [RECORDS=folder] [REPORT=folder]
+	@$(BIN)/qbw-report build '$(RECORDS)' --out '$(REPORT)' $(ARGS)
+
+tensorboard: $(READY) ## serve the report's TensorBoard files: [REPORT=folder]
+	@$(BIN)/tensorboard --logdir '$(REPORT)/tensorboard' --samples_per_plugin images=1000,scalars=100000 $(ARGS)
+
+test: $(READY) ## run the tests
+	@echo "make: running the tests (a few minutes)" >&2
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## lint and type-check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(READY) ## measure, one line per figure: [JSON=file]
+	@$(BIN)/python -m benchmarks.bench $(if $(JSON),--json '$(JSON)') $(ARGS)
+
+clean: ## remove .venv and caches; results and checkpoints stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""A table against its schema and its invariants: the error names column, expected, found and the first bad row."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.errors import QBWError, did_you_mean
+
+
+class SchemaError(QBWError):
+    """A table is not what the schema says."""
+
+
+def check_columns(table: pa.Table, schema: pa.Schema, where: str) -> None:
+    """Check that `table` has exactly the columns of `schema`, in order, with their types.
+
+    Raises:
+        SchemaError: naming the place, the column, what was expected and what was found.
+    """
+    for name in schema.names:
+        if name not in table.column_names:
+            raise SchemaError(f"{where}: column {name!r} is missing; expected type {schema.field(name).type}")
+    for name in table.column_names:
+        if name not in schema.names:
+            raise SchemaError(f"{where}: column {name!r} is not in the schema{did_you_mean(name, schema.names)}")
+    for field in schema:
+        found = table.schema.field(field.name).type
+        if found != field.type:
+            raise SchemaError(f"{where}: column {field.name!r} has type {found}; expected {field.type}")
+    if table.column_names != schema.names:
+        raise SchemaError(f"{where}: columns stand in the order {table.column_names}; expected {schema.names}")
+
+
+def check_records(table: pa.Table, where: str) -> None:
+    """Check the invariants of a table of records (see `schemas.records`), vectorized.
+
+    Raises:
+        SchemaError: naming the place, the column, the rule and the first row that breaks it.
+    """
+    count, correct = table["num_samples"], table["correct"]
+    _require(pc.greater(count, 0), "num_samples", "a positive number", table, where)
+    _require(pc.less_equal(0, correct), "correct", "0 or more", table, where)
+    _require(pc.less_equal(correct, count), "correct", "at most num_samples", table, where)
+    ratio = pc.divide(correct.cast(pa.float64()), pc.max_element_wise(count, 1).cast(pa.float64()))
+    _require(pc.equal(table["accuracy"], ratio), "accuracy", "correct / num_samples", table, where)
+    _require(pc.greater(pc.list_value_length(table["bitwidths"]), 0), "bitwidths", "at least one layer", table, where)
+    _require(pc.is_valid(table["record_id"]), "record_id", "a value", table, where)
+    bits = pc.list_flatten(table["bitwidths"])
+    if len(bits) and not (pc.min(bits).as_py() >= 1 and pc.max(bits).as_py() <= 32):
+        raise SchemaError(f"{where}: column 'bitwidths': expected 1 to 32, found {pc.min(bits)} to {pc.max(bits)}")
+
+
+def _require(holds: pa.ChunkedArray, column: str, rule: str, table: pa.Table, where: str) -> None:
+    first_bad = pc.index(pc.fill_null(holds, False), False).as_py()
+    if first_bad >= 0:
+        found = table[column][first_bad].as_py()
+        raise SchemaError(f"{where}: column {column!r}, row {first_bad}: expected {rule}, found {found!r}")
