@@ -6,8 +6,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qbw_eval.evaluate import validate_random_bitwidths
     from qbw_eval.quantization.bitwidths import get_average_bitwidth
+    from qbw_eval.validation import validate_random_bitwidths
 
 __all__ = ["get_average_bitwidth", "validate_random_bitwidths"]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> object:
 
         return get_average_bitwidth
     if name == "validate_random_bitwidths":
-        from qbw_eval.evaluate import validate_random_bitwidths
+        from qbw_eval.validation import validate_random_bitwidths
 
         return validate_random_bitwidths
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a column is: name, Arrow type, unit, meaning. The Arrow schema, the README table and axis labels come from it."""
+"""What a column is: name, Arrow type, unit, meaning. Arrow schema, README table and axis labels come from it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -62,9 +62,7 @@ RECORD_COLUMNS: tuple[Column, ...] = (
         "weighted_avg_bitwidth", pa.float64(), "mean weighted by weight count", "bits", "Weighted average bitwidth"
     ),
     _configuration("weight_bytes", pa.int64(), "size of the quantized layers' weights", "bytes", "Weight size"),
-    _configuration(
-        "bit_ops", pa.int64(), "sum of MACs x weight bits x activation bits", "bit operations", "Bit operations"
-    ),
+    _configuration("bit_ops", pa.int64(), "sum of MACs x weight bits x activation bits", "", "Bit operations"),
     _configuration(
         "relative_bit_ops",
         pa.float64(),

@@ -1,0 +1,118 @@
+"""Our own checkpoint layout: a dict with the seed's keys that describes itself.
+
+epoch                 int, 0-based
+model_state_dict      name -> tensor
+optimizer_state_dict  whatever the optimizer keeps
+val_acc, val_loss     validation results at the end of the epoch
+config                the experiment (`Experiment.as_mapping`), so that no YAML is needed to evaluate
+quantization_method   the method's name in `config`
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qbw_eval.checkpoints.safe_load import CheckpointError, load_torch_file
+from qbw_eval.experiment import Experiment, experiment_from_mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint, read and checked, its network not yet built.
+
+    Attributes:
+        path: where it was read.
+        sha256: of the bytes that were read.
+        epoch: 0-based.
+        experiment: what it was trained as, or what the user says instead.
+        state: name -> tensor.
+        val_acc: what training measured itself; None where it did not say.
+    """
+
+    path: Path
+    sha256: str
+    epoch: int
+    experiment: Experiment
+    state: Mapping[str, Tensor]
+    val_acc: float | None
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    epoch: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    val_acc: float,
+    val_loss: float,
+    experiment: Experiment,
+) -> None:
+    """Write a checkpoint whole or not at all: encode in memory, write beside, sync, rename."""
+    buffer = io.BytesIO()
+    content = {
+        "epoch": epoch,
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "val_acc": val_acc,
+        "val_loss": val_loss,
+        "config": experiment.as_mapping(),
+        "quantization_method": experiment.method_name,
+    }
+    torch.save(content, buffer)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, instead: Experiment | None = None) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Args:
+        path: the file.
+        instead: settings to use in place of those in the checkpoint.
+
+    Raises:
+        CheckpointError: not readable, or a key is missing or of the wrong type; says which.
+        ExperimentError: its configuration makes no sense.
+    """
+    loaded = load_torch_file(path)
+    content = loaded.content
+    if not isinstance(content, Mapping) or not isinstance(content.get("model_state_dict"), Mapping):
+        found = f"the keys {sorted(map(str, content))[:8]}" if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(
+            f"{path}: expected a dict with 'model_state_dict', as `qbw-eval train` writes; found {found}"
+        )
+    state = content["model_state_dict"]
+    wrong = [name for name, tensor in state.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
+    if wrong:
+        raise CheckpointError(f"{path}: model_state_dict[{wrong[0]!r}] is not a tensor under a name")
+    epoch = content.get("epoch")
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch < 2**31:
+        raise CheckpointError(f"{path}: 'epoch' must be a whole number from 0, found {epoch!r:.80}")
+    config = content.get("config")
+    if instead is not None:
+        experiment = instead
+    elif isinstance(config, Mapping):
+        experiment = experiment_from_mapping(config, f"{path}: config")
+    else:
+        raise CheckpointError(f"{path}: has no 'config' that describes the network; name one with --config file.yaml")
+    val_acc = content.get("val_acc")
+    return Checkpoint(
+        path=path,
+        sha256=loaded.sha256,
+        epoch=epoch,
+        experiment=experiment,
+        state=state,
+        val_acc=float(val_acc) if isinstance(val_acc, (int, float)) else None,
+    )

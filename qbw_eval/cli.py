@@ -1,0 +1,131 @@
+"""The words of `qbw-eval`: click options -> `commands`. Heavy imports wait for a command, so `--help` is instant."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from schemas.errors import exit_code_of
+
+MAX_SEED = 2**63 - 1
+"""A record's seed is an int64."""
+
+_CONFIG_HELP = "Experiment file to use instead of the checkpoint's own."
+_DEVICE_HELP = "auto (the first GPU, else the CPU), cpu, cuda or cuda:INDEX"
+
+
+class _Bitwidths(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 1 to 32 with commas between."""
+
+    name = "bits,bits,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        words = [word.strip() for word in str(value).split(",")]
+        if not all(word.isdecimal() and 1 <= int(word) <= 32 for word in words):
+            self.fail(f"expected whole numbers from 1 to 32 with commas between, found {value!r}", param, ctx)
+        return tuple(sorted({int(word) for word in words}))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qbw")
+def cli() -> None:
+    """Evaluate any-precision networks at many bitwidth configurations, one Parquet row each."""
+
+
+@cli.command()
+@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Experiment file to use instead of the checkpoint's own."
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=Path("results/records"),
+    show_default=True,
+    help="Output folder.",
+)
+@click.option("--num-configs", type=click.IntRange(min=1), help="Configurations a checkpoint.  [default: experiment's]")
+@click.option("--sampler", type=click.Choice(["iid", "uniform"]), help="How to draw them.  [default: experiment's]")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Seed of the sampler.  [default: experiment's]")
+@click.option("--bitwidths", type=_Bitwidths(), help="Options to draw from, such as 2,4,8.  [default: experiment's]")
+@click.option("--device", default="auto", show_default=True, help=f"Where to run: {_DEVICE_HELP}.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Samples a forward pass.  [default: experiment's]")
+@click.option("--limit", type=click.IntRange(min=1), help="Use the first so many samples only.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="validation",
+    show_default=True,
+    help="Which data to evaluate on.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "reference"]),
+    default="auto",
+    show_default=True,
+    help="What computes the rows.",
+)
+@click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
+@click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+@click.option("--verbose", "-v", is_flag=True, help="Print every configuration as it is finished.")
+def run(**options: object) -> None:
+    """Evaluate checkpoints: files, folders or globs. Running it again adds only what is missing."""
+    from qbw_eval.commands.run import RunOptions, run_command
+
+    run_command(RunOptions(**options))  # type: ignore[arg-type]  # click has checked the types
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Parent folder.")
+@click.option("--quantization-method", help="Which of the file's methods, where it has several.")
+@click.option("--device", default="auto", show_default=True, help=f"Where to train: {_DEVICE_HELP}.")
+@click.option("--overwrite", is_flag=True, help="Replace the checkpoints of an earlier training of this name.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+def train(**options: object) -> None:
+    """Train the network of an experiment file; writes OUT/<experiment>/checkpoints/epoch_NNN.pt."""
+    from qbw_eval.commands.train import TrainOptions, train_command
+
+    train_command(TrainOptions(**options))  # type: ignore[arg-type]  # click has checked the types
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Experiment file to use instead of the checkpoint's own."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(checkpoint: Path, config: Path | None, as_json: bool) -> None:
+    """Show a checkpoint's quantized layers, its bitwidth options and the range of every cost."""
+    from qbw_eval.commands.inspect import inspect_command
+
+    inspect_command(checkpoint, config, as_json=as_json)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of the experiment file, for editors that complete and check YAML."""
+    import json
+
+    from qbw_eval.experiment import experiment_json_schema
+
+    click.echo(json.dumps(experiment_json_schema(), indent=2))
+
+
+def _with_dependencies() -> None:
+    """Run the command; where the extra `eval` is not installed, say so instead of showing a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "pydantic", "yaml"):
+            raise
+        raise click.ClickException(
+            f"{error.name} is not installed; evaluating needs it (reports do not): pip install 'qbw[eval]'"
+        ) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(exit_code_of("qbw-eval", _with_dependencies))

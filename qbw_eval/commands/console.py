@@ -1,0 +1,55 @@
+"""What the commands show: tables on stdout; progress, with its rate and the time left, on stderr."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+
+
+@contextmanager
+def progress_on_stderr(what: str, total: float, unit: str, *, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """Show a bar while the block runs; yields a function that moves it on.
+
+    Args:
+        what: words before the bar.
+        total: what the bar ends at, in `unit`s.
+        unit: plural noun.
+        quiet: show nothing. Neither is anything shown where stderr is not a terminal.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+        _Rate(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda amount: progress.advance(task, amount)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on stdout, the first column to the left and the others to the right; piped, it is never cut."""
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="right" if position else "left", no_wrap=position > 0)
+    for row in rows:
+        table.add_row(*map(str, row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 500  # the table takes what it needs
+    console.print(table)

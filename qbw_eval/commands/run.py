@@ -1,0 +1,196 @@
+"""`qbw-eval run`: evaluate checkpoints and append what is missing to the records."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from qbw_eval.checkpoints.find import find_checkpoints
+from qbw_eval.checkpoints.native import Checkpoint, read_checkpoint
+from qbw_eval.commands.console import print_table, progress_on_stderr
+from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.data.sources import Split, SplitName, load_split
+from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
+from qbw_eval.experiment import DataSettings, Experiment, load_experiment
+from qbw_eval.store import RecordStore
+from schemas.errors import InterruptedByUserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of `qbw-eval run`, as its help describes them; None where the experiment decides."""
+
+    checkpoints: tuple[str, ...]
+    config: Path | None
+    records: Path
+    num_configs: int | None
+    sampler: str | None
+    seed: int | None
+    bitwidths: tuple[int, ...] | None
+    device: str
+    batch_size: int | None
+    limit: int | None
+    split: SplitName
+    engine: str
+    tf32: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+    verbose: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What happened to one checkpoint.
+
+    Attributes:
+        configurations: how many were asked for and exist.
+        done_before, evaluated_now: how many of them have rows; the rest was not run (dry run).
+        mean_accuracy, min_accuracy, max_accuracy: over those evaluated now; None where there are none.
+    """
+
+    checkpoint: str
+    experiment: str
+    epoch: int
+    samples: int
+    configurations: int
+    done_before: int
+    evaluated_now: int
+    mean_accuracy: float | None
+    min_accuracy: float | None
+    max_accuracy: float | None
+
+
+def run_command(options: RunOptions) -> None:
+    """Evaluate every checkpoint that the words name, once, and print what happened."""
+    paths = find_checkpoints(options.checkpoints)
+    experiment = load_experiment(options.config) if options.config else None
+    device = choose_device(options.device)
+    allow_tf32(options.tf32)
+    store = RecordStore(options.records)
+    outcomes: list[Outcome] = []
+    try:
+        for evaluation in _evaluations(paths, experiment, options, device):
+            outcomes.append(_run_one(evaluation, store, options))
+    except KeyboardInterrupt:
+        kept = sum(outcome.evaluated_now for outcome in outcomes)
+        raise InterruptedByUserError(
+            f"interrupted; every finished part is kept in {options.records} "
+            f"({len(outcomes)} of {len(paths)} checkpoints finished, {kept} rows of them new); "
+            "the same command continues with what is missing"
+        ) from None
+    _print(outcomes, options)
+
+
+def _evaluations(
+    paths: list[Path], experiment: Experiment | None, options: RunOptions, device: torch.device
+) -> Iterator[Evaluation]:
+    """Yield each checkpoint, ready to run; files with the same bytes are one checkpoint, equal data are read once."""
+    first_of: dict[str, Path] = {}
+    splits: dict[DataSettings, Split] = {}
+    for path in paths:
+        checkpoint = read_checkpoint(path, experiment)
+        same = first_of.setdefault(checkpoint.sha256, path)
+        if same != path:
+            _tell(f"{path}: the same bytes as {same}; evaluated once")
+            continue
+        data = checkpoint.experiment.data
+        if data not in splits:
+            splits[data] = load_split(data, options.split).limited(options.limit)
+        yield prepare(checkpoint, splits[data], _settings(checkpoint, options, device))
+
+
+def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device) -> EvaluationSettings:
+    drawn = checkpoint.experiment.random_bitwidths
+    return EvaluationSettings(
+        sampler=options.sampler or drawn.sampler,
+        num_configs=options.num_configs or drawn.num_bitwidths,
+        seed=drawn.seed if options.seed is None else options.seed,
+        bitwidths=options.bitwidths,
+        batch_size=options.batch_size or checkpoint.experiment.data.batch_size,
+        device=device,
+        engine=options.engine,
+        tf32=options.tf32,
+    )
+
+
+def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions) -> Outcome:
+    """Evaluate what is missing of one checkpoint, committing chunk by chunk."""
+    checkpoint, plan = evaluation.checkpoint, evaluation.plan
+    total = len(plan.configurations)
+    if total < plan.count:
+        _tell(f"{checkpoint.path}: only {total} configurations of {list(plan.options)} exist; {plan.count} asked for")
+    done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
+    accuracies: list[float] = []
+    if not options.dry_run:
+        what, missing = f"{checkpoint.path.name} ({evaluation.engine.name})", total - len(done)
+        with progress_on_stderr(what, missing, "configurations", quiet=options.quiet) as advance:
+            for first, rows in evaluate(evaluation, done, advance):
+                store.add_layers(plan.table)
+                store.append(checkpoint.sha256, plan.plan_id, first, rows)
+                accuracies += rows["accuracy"].to_pylist()
+                if options.verbose:
+                    _tell_rows(rows, first, total)
+    return Outcome(
+        checkpoint=str(checkpoint.path),
+        experiment=checkpoint.experiment.experiment,
+        epoch=checkpoint.epoch,
+        samples=len(evaluation.split),
+        configurations=total,
+        done_before=len(done),
+        evaluated_now=len(accuracies),
+        mean_accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
+        min_accuracy=min(accuracies, default=None),
+        max_accuracy=max(accuracies, default=None),
+    )
+
+
+def _tell_rows(rows: pa.Table, first: int, total: int) -> None:
+    """Print the seed document's line for every row."""
+    columns = (rows[name].to_pylist() for name in ("accuracy", "loss", "avg_bitwidth"))
+    for number, (accuracy, loss, bits) in enumerate(zip(*columns, strict=True), start=first + 1):
+        _tell(f"Config {number}/{total}: Acc={accuracy:.4f}, Loss={loss:.4f}, Avg Bitwidth={bits:.2f}")
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def _print(outcomes: list[Outcome], options: RunOptions) -> None:
+    """Print the outcomes on stdout, and where the rows are."""
+    if options.as_json:
+        print(json.dumps({"records": str(options.records), "checkpoints": [asdict(o) for o in outcomes]}, indent=2))
+        return
+    print_table(
+        (
+            "checkpoint",
+            "epoch",
+            "samples",
+            "configurations",
+            "done before",
+            "evaluated now",
+            "mean accuracy",
+            "min-max",
+        ),
+        [
+            (
+                Path(o.checkpoint).name,
+                *(o.epoch, o.samples, o.configurations, o.done_before, o.evaluated_now),
+                "" if o.mean_accuracy is None else f"{o.mean_accuracy:.4f}",
+                "" if o.min_accuracy is None else f"{o.min_accuracy:.4f}-{o.max_accuracy:.4f}",
+            )
+            for o in outcomes
+        ],
+    )
+    done, now = sum(o.done_before for o in outcomes), sum(o.evaluated_now for o in outcomes)
+    missing = sum(o.configurations for o in outcomes) - done - now
+    if options.dry_run:
+        print(f"Dry run: {missing} configurations would be evaluated; {done} are in {options.records}.")
+    elif now == 0:
+        print(f"Nothing to do: all {done} rows are in {options.records}.")
+    else:
+        print(f"Done before: {done}. Evaluated now: {now}. Rows: {options.records}. Next: make report")

@@ -1,0 +1,50 @@
+"""What a configuration costs: exact integer sums over the layer table, divided once at the end. Needs no torch.
+
+With w_l weights, m_l multiply-accumulates (one sample) and b_l bits in layer l of L:
+
+    avg_bitwidth          = sum(b_l) / L                          bits; unweighted, the seed document's
+    weighted_avg_bitwidth = sum(w_l * b_l) / sum(w_l)             bits
+    weight_bytes          = ceil(sum(w_l * b_l) / 8)              bytes; quantized layers only
+    bit_ops               = sum(m_l * b_l * b_l)                  MACs x weight bits x activation bits
+    relative_bit_ops      = bit_ops / bit_ops(every layer at the largest option)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qbw_eval.layer_table import LayerTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """The costs of one configuration; units in the module's docstring."""
+
+    avg_bitwidth: float
+    weighted_avg_bitwidth: float
+    weight_bytes: int
+    bit_ops: int
+    relative_bit_ops: float
+
+
+def costs_of(bitwidths: Sequence[int], table: LayerTable, largest_option: int) -> Costs:
+    """Return the costs of a configuration.
+
+    Args:
+        bitwidths: bits per layer, in the order of `table`.
+        table: the quantized layers, at least one.
+        largest_option: what `relative_bit_ops` is relative to.
+
+    Raises:
+        ValueError: the number of bitwidths is not the number of layers.
+    """
+    layers = table.layers
+    weight_bits = sum(layer.weights * bits for layer, bits in zip(layers, bitwidths, strict=True))
+    bit_ops = sum(layer.macs * bits * bits for layer, bits in zip(layers, bitwidths, strict=True))
+    largest_bit_ops = sum(layer.macs for layer in layers) * largest_option**2
+    return Costs(
+        avg_bitwidth=sum(bitwidths) / len(layers),
+        weighted_avg_bitwidth=weight_bits / sum(layer.weights for layer in layers),
+        weight_bytes=-(-weight_bits // 8),
+        bit_ops=bit_ops,
+        relative_bit_ops=bit_ops / largest_bit_ops,
+    )

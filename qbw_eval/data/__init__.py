@@ -1,0 +1,1 @@
+"""Evaluation and training data: `sources` reads it, `batches` puts it on the device, once."""

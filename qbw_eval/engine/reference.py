@@ -1,0 +1,36 @@
+"""The definition of truth: the network's own forward, fake quantization and all, once per configuration."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.quantization.bitwidths import restored, set_bitwidths
+
+
+class ReferenceEngine:
+    """Works for any network whose quantized layers carry `curr_bitwidth`.
+
+    Attributes:
+        name: what rows call it.
+        numerics: what its results depend on besides weights, data and bits; part of a row's identity. Engines that give
+            the same bits share it. A batch size or a device changes rounding in the last place at most and is no part.
+    """
+
+    name = "reference"
+    numerics = "fake-quantization-fp32/1"
+
+    def __init__(self, model: nn.Module, layer_names: Sequence[str]) -> None:
+        self._model = model
+        self._layer_names = tuple(layer_names)
+
+    def logits(self, inputs: Tensor, configurations: Sequence[BitwidthConfiguration]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (position in `configurations`, logits of shape (N, classes)) for one batch of inputs (N, C, H, W).
+
+        The network's bits and mode are put back when the iterator ends.
+        """
+        with restored(self._model):
+            self._model.eval()
+            for position, configuration in enumerate(configurations):
+                set_bitwidths(self._model, dict(zip(self._layer_names, configuration.bitwidths, strict=True)))
+                yield position, self._model(inputs)

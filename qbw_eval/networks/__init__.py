@@ -1,0 +1,1 @@
+"""Networks that QBW trains and evaluates itself."""

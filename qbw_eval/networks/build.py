@@ -1,0 +1,89 @@
+"""From the experiment's settings to a network, without weights or with a checkpoint's."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qbw_eval.checkpoints.safe_load import CheckpointError
+from qbw_eval.experiment import Experiment
+from qbw_eval.networks.resnet import SHAPES, ResNet
+from qbw_eval.quantization.layers import Quantizers
+from qbw_eval.quantization.numerics import FULL_PRECISION
+from schemas.errors import UsageError
+
+_SHOWN_MISMATCHES = 5
+
+
+def quantizers_of(experiment: Experiment) -> Quantizers:
+    """Return how the experiment's layers are quantized; where quantization is off, they only offer 32 bits."""
+    method = experiment.method
+    if method is None:
+        return Quantizers(options=(FULL_PRECISION,), weight="none", activation="none")
+    return Quantizers(
+        options=method.bitwidth_options,
+        weight=method.weight_quantization,
+        activation=method.activation_quantization,
+        switchable=method.switchable_clipping,
+    )
+
+
+def build_network(experiment: Experiment) -> ResNet:
+    """Return the experiment's network, newly initialized from torch's generator.
+
+    Raises:
+        UsageError: the number of input channels or classes is not known.
+    """
+    model = experiment.model
+    for name in ("in_channels", "num_classes"):
+        if getattr(model, name) is None:
+            raise UsageError(
+                f"model.{name}: not known; name it in the experiment file (training fills it in by itself)"
+            )
+    assert model.in_channels is not None
+    assert model.num_classes is not None
+    return ResNet(
+        SHAPES[model.name],
+        quantizers_of(experiment),
+        width=model.resolved_width,
+        in_channels=model.in_channels,
+        num_classes=model.num_classes,
+        switchable_batch_norm=model.batch_norm == "switchable",
+        quantize_first_and_last=model.quantize_first_and_last,
+    )
+
+
+def load_network(experiment: Experiment, state: Mapping[str, Tensor], where: str) -> ResNet:
+    """Return the experiment's network with a checkpoint's weights, in evaluation mode.
+
+    The network is first laid out on torch's meta device, so that a size that only the checkpoint's configuration claims
+    costs nothing; the weights' own memory is then used as it is.
+
+    Raises:
+        CheckpointError: names or shapes do not fit; lists them with the likely cause.
+    """
+    with torch.device("meta"):
+        network = build_network(experiment)
+    _check_fit(network, state, where)
+    full_precision = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    network.load_state_dict(full_precision, assign=True)
+    return network.eval()
+
+
+def _check_fit(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    expected = network.state_dict()
+    problems = [
+        f"{name}: is {tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the network; "
+        "was it saved from another width, number of classes or clipping?"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems += [f"{name}: missing from the checkpoint" for name in expected if name not in state]
+    problems += [f"{name}: not in the network" for name in state if name not in expected]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN_MISMATCHES} more" if len(problems) > _SHOWN_MISMATCHES else ""
+        raise CheckpointError(
+            f"{where}: its weights do not fit the network that its configuration describes: "
+            + "; ".join(problems[:_SHOWN_MISMATCHES])
+            + more
+        )

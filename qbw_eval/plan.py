@@ -1,0 +1,96 @@
+"""What is to be evaluated, under which name: everything that can change a result is in the hashes. Needs no torch.
+
+What is not in them: the batch size, the device and the number of threads, which change at most the rounding of the last
+place; and how many configurations were asked for, so that asking for more continues where fewer ended.
+"""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+from qbw_eval.configurations import VERSIONED_NAMES, BitwidthConfiguration, sample
+from qbw_eval.layer_table import LayerTable
+from schemas.records import hash_of
+
+_CHUNK_MACS = 200 * 10**9
+_LARGEST_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Seeded configurations of one network on one data split; equal for every checkpoint of a run.
+
+    Attributes:
+        sampler: name without version.
+        seed: of the sampler.
+        options: the bitwidths drawn from, ascending.
+        table: the network's quantized layers.
+        data_id: fingerprint of the preprocessed data.
+        num_samples: how many samples it has.
+        numerics: the engine's.
+        count: how many configurations were asked for.
+    """
+
+    sampler: str
+    seed: int
+    options: tuple[int, ...]
+    table: LayerTable
+    data_id: str
+    num_samples: int
+    numerics: str
+    count: int
+
+    @property
+    def versioned_sampler(self) -> str:
+        """The sampler's name with its version, as rows call it."""
+        return VERSIONED_NAMES[self.sampler]
+
+    @cached_property
+    def _facts(self) -> dict[str, object]:
+        return {
+            "sampler": self.versioned_sampler,
+            "seed": self.seed,
+            "options": list(self.options),
+            "model_id": self.table.model_id,
+            "data_id": self.data_id,
+            "numerics": self.numerics,
+        }
+
+    @cached_property
+    def plan_id(self) -> str:
+        """The hash that names this plan."""
+        return hash_of(self._facts)
+
+    @cached_property
+    def configurations(self) -> list[BitwidthConfiguration]:
+        """The configurations, at most `count` of them (fewer where no more exist)."""
+        return sample(self.sampler, len(self.table), self.options, self.count, self.seed)
+
+    @property
+    def reference(self) -> BitwidthConfiguration:
+        """Every layer at the largest option: what `agreement` is measured against."""
+        return BitwidthConfiguration(bitwidths=(self.options[-1],) * len(self.table), index=-1)
+
+    def record_id(self, checkpoint_id: str, configuration: BitwidthConfiguration) -> str:
+        """Return the hash of everything that could change the row of `configuration`."""
+        identity = {"checkpoint_id": checkpoint_id, "bitwidths": list(configuration.bitwidths)}
+        return hash_of(self._facts | identity | {"config_index": configuration.index})
+
+    @property
+    def chunk_size(self) -> int:
+        """Configurations per part: some seconds of work on a CPU, from the work itself and not from a clock.
+
+        Part names must be the same on every machine, or two evaluators could not see each other's work.
+        """
+        macs = self.num_samples * sum(layer.macs for layer in self.table.layers)
+        return max(1, min(_LARGEST_CHUNK, _CHUNK_MACS // max(1, macs)))
+
+    def chunks(self, done: Set[int]) -> Iterator[list[BitwidthConfiguration]]:
+        """Yield what is missing, in runs of consecutive indices that never cross a multiple of `chunk_size`."""
+        missing = [configuration for configuration in self.configurations if configuration.index not in done]
+        # Consecutive indices have a constant distance to their position in the list.
+        for _, run in groupby(
+            enumerate(missing), key=lambda item: (item[1].index // self.chunk_size, item[1].index - item[0])
+        ):
+            yield [configuration for _, configuration in run]

@@ -1,0 +1,1 @@
+"""Fake quantization: `numerics` (functions on tensors), `layers` (modules calling them), `bitwidths` (networks)."""

@@ -1,0 +1,203 @@
+"""Layers that run at the bitwidth set on them; they hold parameters and call `numerics`.
+
+Invariants: `curr_bitwidth` is one of `bitwidth_options` or 32; weights and activations are quantized to the same bits;
+biases are not quantized. Setting a bitwidth changes nothing but `curr_bitwidth`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qbw_eval.quantization import numerics
+from qbw_eval.quantization.numerics import FULL_PRECISION
+from schemas.errors import UsageError
+
+WeightQuantizer = Literal["none", "dorefa", "dorefa_scaled", "lsq"]
+ActivationQuantizer = Literal["none", "dorefa", "pact", "lsq"]
+
+_INITIAL_CLIPPING = 8.0
+"""PACT's alpha before training; the paper starts it large and lets weight decay shrink it (section 3)."""
+
+
+class BitwidthError(UsageError):
+    """A layer was asked to run at a bitwidth that it does not offer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizers:
+    """How a layer is quantized.
+
+    Attributes:
+        options: the bitwidths that a layer can run at besides 32, ascending.
+        weight: the weight quantizer.
+        activation: the quantizer of the layer's input.
+        switchable: one clipping value (PACT) or step (LSQ) per option instead of one for all.
+    """
+
+    options: tuple[int, ...]
+    weight: WeightQuantizer = "dorefa"
+    activation: ActivationQuantizer = "dorefa"
+    switchable: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.options or list(self.options) != sorted(set(self.options)):
+            raise BitwidthError(f"bitwidth options must ascend without repeats, found {list(self.options)}")
+        smallest = 2 if "lsq" in (self.weight, self.activation) else 1
+        wrong = [bits for bits in self.options if not smallest <= bits <= FULL_PRECISION]
+        if wrong:
+            raise BitwidthError(
+                f"bitwidth options must lie between {smallest} and 32 for weights {self.weight!r} "
+                f"and activations {self.activation!r}, found {wrong}"
+            )
+
+
+class StepSize(nn.Module):
+    """LSQ's learned steps: one for all options, or one per option."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.step_size = nn.Parameter(torch.ones(count))
+
+
+class QuantizedLayer(nn.Module):
+    """What `QuantConv2d` and `QuantLinear` share: the bitwidth, the quantizers and their parameters.
+
+    Attributes:
+        bitwidth_options: the bitwidths offered besides 32.
+        curr_bitwidth: the bits of weights and activations in the next forward pass.
+        layer_name: the module's path in its network; errors name it. Set by `bitwidths.name_layers`.
+        alpha: (options,) or (1,), PACT's clipping values; absent for other quantizers.
+        quantize_w, quantize_a: LSQ's steps of weights and activations; absent for other quantizers.
+    """
+
+    weight: Tensor
+
+    def _set_up(self, quantizers: Quantizers) -> None:
+        """Create the quantizers' parameters; called once by the subclass after its weights exist."""
+        self.quantizers = quantizers
+        self.bitwidth_options = quantizers.options
+        self.curr_bitwidth = quantizers.options[-1]
+        self.layer_name = ""
+        count = len(quantizers.options) if quantizers.switchable else 1
+        if quantizers.activation == "pact":
+            self.alpha = nn.Parameter(torch.full((count,), _INITIAL_CLIPPING))
+        if quantizers.weight == "lsq":
+            self.quantize_w = StepSize(count)
+            self.initialize_steps(self.quantize_w, self.weight.detach().abs().mean(), signed=True)
+        if quantizers.activation == "lsq":
+            self.quantize_a = StepSize(count)
+
+    def initialize_steps(self, steps: StepSize, mean_magnitude: Tensor, *, signed: bool) -> None:
+        """Set LSQ's starting steps from the mean magnitude of what they quantize; a shared one suits the fewest."""
+        options = [min(bits, 31) for bits in self.bitwidth_options[: len(steps.step_size)]]
+        with torch.no_grad():
+            for index, bits in enumerate(options):
+                steps.step_size[index] = numerics.lsq_initial_step(mean_magnitude, bits, signed)
+
+    def set_bitwidth(self, bits: int) -> None:
+        """Run at `bits` from now on.
+
+        Raises:
+            BitwidthError: `bits` is neither an option nor 32; names the layer, the value and the options.
+        """
+        # A bool is an int to Python, but True is no bitwidth.
+        if isinstance(bits, bool) or bits not in (*self.bitwidth_options, FULL_PRECISION):
+            raise BitwidthError(
+                f"layer {self.layer_name or type(self).__name__!r}: bitwidth {bits!r} is not among its options "
+                f"{list(self.bitwidth_options)} (or 32 for full precision)"
+            )
+        self.curr_bitwidth = bits
+
+    def quantize_weight(self) -> Tensor:
+        """Return the weights at the current bitwidth, in the shape of `weight`."""
+        match self.quantizers.weight:
+            case "dorefa":
+                return numerics.dorefa_weight(self.weight, self.curr_bitwidth)
+            case "dorefa_scaled":
+                return numerics.dorefa_scaled_weight(self.weight, self.curr_bitwidth)
+            case "lsq":
+                return numerics.lsq(self.weight, self._of_bitwidth(self.quantize_w.step_size), self.curr_bitwidth, True)
+            case "none":
+                return self.weight
+
+    def quantize_activation(self, x: Tensor) -> Tensor:
+        """Return the layer's input at the current bitwidth, in the shape of `x`."""
+        match self.quantizers.activation:
+            case "dorefa" if self.quantizers.weight == "dorefa_scaled" and self.curr_bitwidth == FULL_PRECISION:
+                return torch.relu(x)  # Any-Precision DNN does not clamp at full precision; the seed family does
+            case "dorefa":
+                return numerics.dorefa_activation(x, self.curr_bitwidth)
+            case "pact":
+                return numerics.pact_activation(x, self._of_bitwidth(self.alpha), self.curr_bitwidth)
+            case "lsq":
+                return numerics.lsq(x, self._of_bitwidth(self.quantize_a.step_size), self.curr_bitwidth, False)
+            case "none":
+                return x
+
+    def _of_bitwidth(self, values: Tensor) -> Tensor:
+        """Return the value for the current bitwidth out of (options,) or (1,) values."""
+        switchable = len(values) > 1 and self.curr_bitwidth in self.bitwidth_options
+        return values[self.bitwidth_options.index(self.curr_bitwidth) if switchable else 0]
+
+
+class QuantConv2d(QuantizedLayer, nn.Conv2d):
+    """A convolution on quantized weights and inputs; full precision at 32 bits."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        quantizers: Quantizers,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        nn.Conv2d.__init__(
+            self, in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups, bias=bias
+        )
+        self._set_up(quantizers)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for the argument
+        """Map (N, C_in, H, W) to (N, C_out, H_out, W_out)."""
+        output: Tensor = self._conv_forward(self.quantize_activation(input), self.quantize_weight(), self.bias)
+        return output
+
+
+class QuantLinear(QuantizedLayer, nn.Linear):
+    """A linear layer on quantized weights and inputs; full precision at 32 bits."""
+
+    def __init__(self, in_features: int, out_features: int, *, quantizers: Quantizers, bias: bool = True) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias=bias)
+        self._set_up(quantizers)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for the argument
+        """Map (..., in_features) to (..., out_features)."""
+        return F.linear(self.quantize_activation(input), self.quantize_weight(), self.bias)
+
+
+class SwitchableBatchNorm2d(nn.Module):
+    """One batch norm per bitwidth (Any-Precision DNN, arXiv 1911.07346, section 3.3), keys `bn_dict.<bits>`.
+
+    Which one runs is read from the quantized layer it belongs to, so it cannot disagree with that layer. Where the
+    layer runs at 32 bits and 32 is no option, nothing was learned for 32 and the largest option's batch norm runs.
+    """
+
+    def __init__(self, num_features: int, source: QuantizedLayer) -> None:
+        super().__init__()
+        self.bn_dict = nn.ModuleDict({str(bits): nn.BatchNorm2d(num_features) for bits in source.bitwidth_options})
+        # In a tuple, because nn.Module would register it as our child and double it in the state dict.
+        self._source: Sequence[QuantizedLayer] = (source,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (N, C, H, W) with the statistics of the source layer's bitwidth."""
+        source = self._source[0]
+        bits = source.curr_bitwidth if source.curr_bitwidth in source.bitwidth_options else source.bitwidth_options[-1]
+        normalized: Tensor = self.bn_dict[str(bits)](x)
+        return normalized

@@ -1,0 +1,180 @@
+"""Random bitwidths validation inside anybody's training loop (the seed document's `validate_random_bitwidths`)."""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from qbw_eval.configurations import BitwidthConfiguration, sample
+from qbw_eval.data.batches import Batch
+from qbw_eval.engine.choose import choose_engine
+from qbw_eval.engine.tally import Measurement
+from qbw_eval.evaluate import measure
+from qbw_eval.quantization.bitwidths import common_options, trace_layers
+from schemas.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomBitwidthsValidation:
+    """What random configurations scored.
+
+    Attributes:
+        layer_names: quantized layers in forward order.
+        configurations: N configurations over those layers.
+        measurements: their N results.
+    """
+
+    layer_names: tuple[str, ...]
+    configurations: tuple[BitwidthConfiguration, ...]
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Accuracy per configuration."""
+        return [measurement.accuracy for measurement in self.measurements]
+
+    @property
+    def losses(self) -> list[float]:
+        """Mean cross-entropy per configuration, in nats."""
+        return [measurement.loss for measurement in self.measurements]
+
+    @property
+    def avg_bitwidths(self) -> list[float]:
+        """Average bitwidth per configuration, as `get_average_bitwidth` would return it."""
+        return [sum(c.bitwidths) / len(c.bitwidths) for c in self.configurations]
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over configurations."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over configurations, in nats."""
+        return statistics.fmean(self.losses)
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson correlation of average bitwidth and accuracy; None where one of them does not vary."""
+        if min(len(set(self.avg_bitwidths)), len(set(self.accuracies))) < 2:
+            return None
+        return statistics.correlation(self.avg_bitwidths, self.accuracies)
+
+    def log_lines(self) -> Iterator[str]:
+        """Yield the seed document's log lines, and the correlation it promises."""
+        results = zip(self.accuracies, self.losses, self.avg_bitwidths, strict=True)
+        for number, (accuracy, loss, bitwidth) in enumerate(results, start=1):
+            place = f"Config {number}/{len(self.configurations)}"
+            yield f"{place}: Acc={accuracy:.4f}, Loss={loss:.4f}, Avg Bitwidth={bitwidth:.2f}"
+        yield ""
+        yield "Random Bitwidths Validation Statistics:"
+        yield f"  Accuracy - {_spread(self.accuracies, 4)}"
+        yield f"  Loss - {_spread(self.losses, 4)}"
+        yield f"  Bitwidth - {_spread(self.avg_bitwidths, 2)}"
+        correlation = "undefined (one of them does not vary)" if self.correlation is None else f"{self.correlation:.4f}"
+        yield f"  Correlation of bitwidth and accuracy: {correlation}"
+
+
+def _spread(values: Sequence[float], decimals: int) -> str:
+    """Return the seed's line of mean, extremes and population std; the std always has 4 decimals."""
+    mean, lowest, highest = statistics.fmean(values), min(values), max(values)
+    std = statistics.pstdev(values)
+    return f"Mean: {mean:.{decimals}f}, Min: {lowest:.{decimals}f}, Max: {highest:.{decimals}f}, Std: {std:.4f}"
+
+
+def validate_random_bitwidths(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    num_configs: int = 4,
+    bitwidth_options: Sequence[int] | None = None,
+    sampler: str = "iid",
+    seed: int = 0,
+    config: Mapping[str, object] | None = None,
+    quantization_method: str | None = None,
+    log: Callable[[str], object] = print,
+) -> RandomBitwidthsValidation | None:
+    """Score random bitwidth configurations of a network and log the seed document's lines.
+
+    Each batch meets every configuration, so the data are read once. The network's bits, its train/eval mode and torch's
+    random generators are left as they were.
+
+    Args:
+        model: a network whose quantized layers have an integer `curr_bitwidth`.
+        batches: (inputs (N, ...), labels (N,)) pairs, such as a DataLoader; moved to the network's device.
+        num_configs: how many configurations; the seed document advises at least 4 or 5.
+        bitwidth_options: what to draw from; the layers' common `bitwidth_options` where None.
+        sampler: "iid" or "uniform", see `configurations.sample`.
+        seed: of the sampler; the same seed gives the same configurations every epoch.
+        config: an experiment file as a mapping. With it, `num_configs`, `bitwidth_options`, `sampler` and `seed` are
+            taken from it where it has them, and nothing runs unless quantization is enabled and the method's
+            `validation_function` is "random_bitwidths".
+        quantization_method: which of `config`'s methods, where it has several.
+        log: called with each line.
+
+    Returns:
+        The results, or None where `config` does not ask for this validation.
+
+    Raises:
+        UsageError: there are no batches, or `config` has several methods and none is chosen.
+        LayerError: the network has no quantized layers, or they share no options.
+    """
+    if config is not None:
+        method = _active_method(config, quantization_method)
+        if method is None:
+            return None
+        asked = _random_bitwidths(config)
+        num_configs = int(asked.get("num_bitwidths", asked.get("number_of_configs", num_configs)))  # type: ignore[call-overload]  # anybody's YAML
+        sampler, seed = str(asked.get("sampler", sampler)), int(asked.get("seed", seed))  # type: ignore[call-overload]  # anybody's YAML
+        if bitwidth_options is None:
+            bitwidth_options = _trained_options(method)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    on_device = (Batch(inputs.to(device), labels.to(device)) for inputs, labels in batches)
+    first = next(on_device, None)
+    if first is None:
+        raise UsageError("validate_random_bitwidths: there are no batches to validate on")
+    layer_names = trace_layers(model, first.inputs[:1]).names
+    options = common_options(model) if bitwidth_options is None else bitwidth_options
+    configurations = sample(sampler, len(layer_names), options, num_configs, seed)
+    engine = choose_engine("auto", model, layer_names)
+    validation = RandomBitwidthsValidation(
+        layer_names=layer_names,
+        configurations=tuple(configurations),
+        measurements=tuple(measure(engine, chain([first], on_device), configurations)),
+    )
+    for line in validation.log_lines():
+        log(line)
+    return validation
+
+
+def _active_method(config: Mapping[str, object], name: str | None) -> Mapping[str, object] | None:
+    """Return the quantization method whose validation is random bitwidths; None where there is nothing to do."""
+    quantization = config.get("quantization")
+    if not isinstance(quantization, Mapping) or not quantization.get("enable"):
+        return None
+    methods = {key: value for key, value in quantization.items() if isinstance(value, Mapping)}
+    methods.pop("random_bitwidths", None)
+    chosen = name or config.get("quantization_method") or (next(iter(methods)) if len(methods) == 1 else None)
+    if chosen not in methods:
+        raise UsageError(f"quantization_method: expected one of {sorted(methods)}, found {chosen!r}")
+    method = methods[chosen]
+    return method if method.get("validation_function") == "random_bitwidths" else None
+
+
+def _random_bitwidths(config: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the settings of random bitwidths: at the top level (seed document) or under quantization (its code)."""
+    quantization = config["quantization"]
+    assert isinstance(quantization, Mapping)
+    found = config.get("random_bitwidths", quantization.get("random_bitwidths"))
+    return found if isinstance(found, Mapping) else {}
+
+
+def _trained_options(method: Mapping[str, object]) -> Sequence[int] | None:
+    """Return what a method trains at: one bitwidth (vanilla) or its options; None where it does not say."""
+    bitwidth, options = method.get("bitwidth"), method.get("bitwidth_options")
+    if isinstance(bitwidth, int):
+        return [bitwidth]
+    return options if isinstance(options, Sequence) else None
