@@ -6,7 +6,6 @@ READY := $(VENV)/.ready
 
 RECORDS ?= results/records
 REPORT ?= results/report
-DEMO ?= results/demo
 # Extra words for the console scripts, e.g. make eval CKPT=... ARGS="--dry-run".
 ARGS ?=
 
@@ -25,12 +24,20 @@ $(READY): constraints.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,test]'
 	@touch $@
 
-demo: $(READY) ## train a small network on real data, evaluate every epoch, build the report (3 minutes)
-	@$(BIN)/python -m examples.demo --folder $(DEMO)
+demo: $(READY) ## train a small network on real data, evaluate every epoch, build the report (2 minutes)
+	@mkdir -p runs/digits
+	@echo "make: training a ResNet-8 at 2, 4 and 8 bits on handwritten digits; its log: runs/digits/train.log" >&2
+	@$(BIN)/qbw-eval train examples/digits.yaml --overwrite > runs/digits/train.log
+	@echo "make: evaluating every epoch at 64 random configurations, and with every layer at the same bits" >&2
+	@$(BIN)/qbw-eval run runs/digits/checkpoints --records '$(RECORDS)' --sampler uniform --num-configs 3 > /dev/null
+	@$(BIN)/qbw-eval run runs/digits/checkpoints --records '$(RECORDS)'
+	@echo "make: building the report" >&2
+	@$(BIN)/qbw-report build '$(RECORDS)' --out '$(REPORT)'
+	@echo "Next: make tensorboard, or your own network: make eval CKPT=path/to/checkpoint.pt"
 
 eval: $(READY) ## evaluate: CKPT=file|folder|glob [CONFIG=file.yaml] [N=16] [DEVICE=auto] [RECORDS=folder]
 	@test -n '$(CKPT)' || { echo "make: say which checkpoint: make eval CKPT=path/to/checkpoint.pt" >&2; exit 2; }
-	@$(BIN)/qbw-eval run $(if $(wildcard $(CKPT)),$(CKPT),'$(CKPT)') --records '$(RECORDS)' $(if $(CONFIG),--config '$(CONFIG)') \
+	@$(BIN)/qbw-eval run '$(CKPT)' --records '$(RECORDS)' $(if $(CONFIG),--config '$(CONFIG)') \
 		$(if $(N),--num-configs $(N)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 report: $(READY) ## build statistics, figures and TensorBoard events: [RECORDS=folder] [REPORT=folder]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +19,8 @@ from qbw_eval.data.sources import DataError, Split
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.tally import Measurement, Tally, predictions_of
-from qbw_eval.networks.build import load_network
+from qbw_eval.experiment import Experiment
+from qbw_eval.networks.build import load_network, quantizers_of
 from qbw_eval.plan import Plan
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta
 from qbw_eval.quantization.numerics import FULL_PRECISION
@@ -77,6 +79,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         sampler=settings.sampler,
         seed=settings.seed,
         options=options,
+        network=_network_facts(checkpoint.experiment),
         table=table,
         data_id=split.data_id(),
         num_samples=len(split),
@@ -84,6 +87,18 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         count=settings.num_configs,
     )
     return Evaluation(checkpoint=checkpoint, split=split, plan=plan, engine=engine, settings=settings)
+
+
+def _network_facts(experiment: Experiment) -> dict[str, object]:
+    """Return what decides how the network computes, as plain JSON."""
+    quantizers = quantizers_of(experiment)
+    return {
+        "model": experiment.model.model_dump(mode="json", exclude={"input_size"}),  # the data decide the size
+        "weight": quantizers.weight,
+        "activation": quantizers.activation,
+        "switchable": quantizers.switchable,
+        "trained_options": list(quantizers.options),  # a switchable value's position among them is its bitwidth
+    }
 
 
 def options_of(checkpoint: Checkpoint, asked: Sequence[int] | None) -> tuple[int, ...]:
@@ -181,8 +196,10 @@ def measure(
     tallies = [Tally() for _ in configurations]
     with torch.inference_mode():
         for number, batch in enumerate(batches):
-            for position, logits in engine.logits(batch.inputs, configurations):
-                tallies[position].update(logits, batch.labels, reference[number] if reference else None)
+            # Closed even where a tally fails, or the network would keep this configuration's bits.
+            with closing(engine.logits(batch.inputs, configurations)) as results:
+                for position, logits in results:
+                    tallies[position].update(logits, batch.labels, reference[number] if reference else None)
             advance(len(batch.labels))
     return [tally.finish() for tally in tallies]
 

@@ -4,7 +4,7 @@ What is not in them: the batch size, the device and the number of threads, which
 place; and how many configurations were asked for, so that asking for more continues where fewer ended.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -25,6 +25,8 @@ class Plan:
         sampler: name without version.
         seed: of the sampler.
         options: the bitwidths drawn from, ascending.
+        network: plain JSON that says how the network computes: its settings and its quantizers. A checkpoint's bytes
+            fix its weights, but the user may say with --config what is to be made of them.
         table: the network's quantized layers.
         data_id: fingerprint of the preprocessed data.
         num_samples: how many samples it has.
@@ -35,6 +37,7 @@ class Plan:
     sampler: str
     seed: int
     options: tuple[int, ...]
+    network: Mapping[str, object]
     table: LayerTable
     data_id: str
     num_samples: int
@@ -52,6 +55,7 @@ class Plan:
             "sampler": self.versioned_sampler,
             "seed": self.seed,
             "options": list(self.options),
+            "network": dict(self.network),
             "model_id": self.table.model_id,
             "data_id": self.data_id,
             "numerics": self.numerics,

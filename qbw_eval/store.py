@@ -144,9 +144,9 @@ def _check_same(path: Path, table: pa.Table, kind: str) -> None:
         StoreError: it does not, or it is damaged.
     """
     try:
-        there = decode_part(path.read_bytes(), kind, path.name)
+        there = decode_part(path.read_bytes(), kind, str(path))
     except QBWError as error:
-        raise StoreError(f"{path.parent}: {error.format_message()}") from None
+        raise StoreError(error.format_message()) from None
     identity = "record_id" if kind == records.KIND else "model_id"
     if there[identity].to_pylist() != table[identity].to_pylist():
         raise StoreError(f"{path}: holds other rows than its name says; move it away and run again")

@@ -131,6 +131,22 @@ def validate_random_bitwidths(
         sampler, seed = str(asked.get("sampler", sampler)), int(asked.get("seed", seed))  # type: ignore[call-overload]  # anybody's YAML
         if bitwidth_options is None:
             bitwidth_options = _trained_options(method)
+    # A DataLoader draws from torch's generator, shuffling or not: without this, validating would change the training.
+    with torch.random.fork_rng(devices=[]):
+        validation = _validation(model, batches, num_configs, bitwidth_options, sampler, seed)
+    for line in validation.log_lines():
+        log(line)
+    return validation
+
+
+def _validation(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_configs: int,
+    bitwidth_options: Sequence[int] | None,
+    sampler: str,
+    seed: int,
+) -> RandomBitwidthsValidation:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     on_device = (Batch(inputs.to(device), labels.to(device)) for inputs, labels in batches)
     first = next(on_device, None)
@@ -140,14 +156,11 @@ def validate_random_bitwidths(
     options = common_options(model) if bitwidth_options is None else bitwidth_options
     configurations = sample(sampler, len(layer_names), options, num_configs, seed)
     engine = choose_engine("auto", model, layer_names)
-    validation = RandomBitwidthsValidation(
+    return RandomBitwidthsValidation(
         layer_names=layer_names,
         configurations=tuple(configurations),
         measurements=tuple(measure(engine, chain([first], on_device), configurations)),
     )
-    for line in validation.log_lines():
-        log(line)
-    return validation
 
 
 def _active_method(config: Mapping[str, object], name: str | None) -> Mapping[str, object] | None:

@@ -19,9 +19,11 @@ def check_columns(table: pa.Table, schema: pa.Schema, where: str) -> None:
     for name in schema.names:
         if name not in table.column_names:
             raise SchemaError(f"{where}: column {name!r} is missing; expected type {schema.field(name).type}")
-    for name in table.column_names:
+    for position, name in enumerate(table.column_names):
         if name not in schema.names:
             raise SchemaError(f"{where}: column {name!r} is not in the schema{did_you_mean(name, schema.names)}")
+        if name in table.column_names[:position]:
+            raise SchemaError(f"{where}: column {name!r} is there more than once; expected it once")
     for field in schema:
         found = table.schema.field(field.name).type
         if found != field.type:
@@ -44,13 +46,22 @@ def check_records(table: pa.Table, where: str) -> None:
     _require(pc.equal(table["accuracy"], ratio), "accuracy", "correct / num_samples", table, where)
     _require(pc.greater(pc.list_value_length(table["bitwidths"]), 0), "bitwidths", "at least one layer", table, where)
     _require(pc.is_valid(table["record_id"]), "record_id", "a value", table, where)
-    bits = pc.list_flatten(table["bitwidths"])
-    if len(bits) and not (pc.min(bits).as_py() >= 1 and pc.max(bits).as_py() <= 32):
-        raise SchemaError(f"{where}: column 'bitwidths': expected 1 to 32, found {pc.min(bits)} to {pc.max(bits)}")
+    bits, rows = pc.list_flatten(table["bitwidths"]), pc.list_parent_indices(table["bitwidths"])
+    allowed = pc.and_(pc.less_equal(1, bits), pc.less_equal(bits, 32))
+    _require(allowed, "bitwidths", "1 to 32 bits in every layer", table, where, rows)
 
 
-def _require(holds: pa.ChunkedArray, column: str, rule: str, table: pa.Table, where: str) -> None:
+def _require(
+    holds: pa.ChunkedArray,
+    column: str,
+    rule: str,
+    table: pa.Table,
+    where: str,
+    rows: pa.ChunkedArray | None = None,
+) -> None:
+    """Raise where `holds` is False or null; `rows` says which row each of its values is about, its own if None."""
     first_bad = pc.index(pc.fill_null(holds, False), False).as_py()
     if first_bad >= 0:
-        found = table[column][first_bad].as_py()
-        raise SchemaError(f"{where}: column {column!r}, row {first_bad}: expected {rule}, found {found!r}")
+        row = first_bad if rows is None else rows[first_bad].as_py()
+        found = table[column][row].as_py()
+        raise SchemaError(f"{where}: column {column!r}, row {row}: expected {rule}, found {found!r}")

@@ -72,12 +72,14 @@ def decode_part(data: bytes, kind: str, where: str) -> pa.Table:
     schema, version = _SCHEMAS[kind]
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        names = file.schema_arrow.names
         metadata = file.schema_arrow.metadata or {}
-    except (pa.ArrowException, OSError) as error:
+        tags = {
+            key: metadata.get(f"qbw.{key}".encode(), b"").decode()
+            for key in ("kind", "schema_version", "rows", "digest")
+        }
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PartError(f"{where}: not a readable Parquet file ({_first_line(error)}); move it away") from None
-    tags = {
-        key: metadata.get(f"qbw.{key}".encode(), b"").decode() for key in ("kind", "schema_version", "rows", "digest")
-    }
     if tags["kind"] != kind:
         found = f"a part of kind {tags['kind']!r}" if tags["kind"] else "a Parquet file that QBW did not write"
         raise PartError(f"{where}: expected a QBW part of kind {kind!r}, found {found}; move it away")
@@ -92,12 +94,11 @@ def decode_part(data: bytes, kind: str, where: str) -> pa.Table:
         raise PartError(f"{where}: claims {file.metadata.num_rows} rows in {len(data)} bytes; the file is damaged")
     try:
         # A newer minor version may have columns that we do not know; we read those we do.
-        table = file.read(columns=[name for name in file.schema_arrow.names if name in schema.names])
-    except (pa.ArrowException, OSError) as error:
+        table = file.read(columns=[name for name in names if name in schema.names]).replace_schema_metadata(None)
+        check_columns(table, schema, where)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PartError(f"{where}: damaged ({_first_line(error)}); move it away and evaluate again") from None
-    table = table.replace_schema_metadata(None)
-    check_columns(table, schema, where)
-    unknown_columns = len(file.schema_arrow.names) > len(schema.names)
+    unknown_columns = len(names) > len(schema.names)
     if str(table.num_rows) != tags["rows"] or not (unknown_columns or digest_of(table) == tags["digest"]):
         raise PartError(f"{where}: damaged (its values do not match its digest); move it away and evaluate again")
     if kind == records.KIND:

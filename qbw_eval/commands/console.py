@@ -1,5 +1,6 @@
 """What the commands show: tables on stdout; progress, with its rate and the time left, on stderr."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,7 +38,10 @@ def progress_on_stderr(what: str, total: float, unit: str, *, quiet: bool) -> It
         _Rate(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as progress:
+    silent = quiet or not console.is_terminal
+    # rich would send our stdout to stderr too, which is right on a terminal and wrong where stdout is a file.
+    both = sys.stdout.isatty()
+    with Progress(*columns, console=console, disable=silent, transient=True, redirect_stdout=both) as progress:
         task = progress.add_task(what, total=total)
         yield lambda amount: progress.advance(task, amount)
 

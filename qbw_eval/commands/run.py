@@ -73,15 +73,14 @@ def run_command(options: RunOptions) -> None:
     allow_tf32(options.tf32)
     store = RecordStore(options.records)
     outcomes: list[Outcome] = []
+    committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     try:
         for evaluation in _evaluations(paths, experiment, options, device):
-            outcomes.append(_run_one(evaluation, store, options))
+            outcomes.append(_run_one(evaluation, store, options, committed))
     except KeyboardInterrupt:
-        kept = sum(outcome.evaluated_now for outcome in outcomes)
         raise InterruptedByUserError(
-            f"interrupted; every finished part is kept in {options.records} "
-            f"({len(outcomes)} of {len(paths)} checkpoints finished, {kept} rows of them new); "
-            "the same command continues with what is missing"
+            f"interrupted; {sum(committed)} new rows are kept in {options.records} "
+            f"({len(outcomes)} of {len(paths)} checkpoints are finished); the same command continues"
         ) from None
     _print(outcomes, options)
 
@@ -114,12 +113,12 @@ def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device)
         batch_size=options.batch_size or checkpoint.experiment.data.batch_size,
         device=device,
         engine=options.engine,
-        tf32=options.tf32,
+        tf32=options.tf32 and device.type == "cuda",
     )
 
 
-def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions) -> Outcome:
-    """Evaluate what is missing of one checkpoint, committing chunk by chunk."""
+def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, committed: list[int]) -> Outcome:
+    """Evaluate what is missing of one checkpoint, committing chunk by chunk and noting each in `committed`."""
     checkpoint, plan = evaluation.checkpoint, evaluation.plan
     total = len(plan.configurations)
     if total < plan.count:
@@ -132,6 +131,7 @@ def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions) ->
             for first, rows in evaluate(evaluation, done, advance):
                 store.add_layers(plan.table)
                 store.append(checkpoint.sha256, plan.plan_id, first, rows)
+                committed.append(rows.num_rows)
                 accuracies += rows["accuracy"].to_pylist()
                 if options.verbose:
                     _tell_rows(rows, first, total)

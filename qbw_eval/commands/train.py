@@ -25,7 +25,7 @@ class TrainOptions:
 
 
 def train_command(options: TrainOptions) -> None:
-    """Train and write a checkpoint every epoch, printing each validation as it comes."""
+    """Train and write a checkpoint every epoch; each validation goes to stdout, what is happening to stderr."""
     experiment = load_experiment(options.config, quantization_method=options.quantization_method)
     device = choose_device(options.device)
     allow_tf32(False)
@@ -41,10 +41,11 @@ def train_command(options: TrainOptions) -> None:
         ) as advance:
             for result in train(experiment, *splits, folder, device=device, log=print, advance=advance):
                 finished += 1
+                print(flush=True)  # an empty line between the validations of two epochs
                 print(
                     f"Epoch {result.epoch + 1}/{epochs}: train loss {result.train_loss:.4f}, "
-                    f"validation accuracy {result.val_acc:.4f}, wrote {result.checkpoint}\n",
-                    flush=True,
+                    f"validation accuracy {result.val_acc:.4f}, wrote {result.checkpoint}",
+                    file=sys.stderr,
                 )
     except KeyboardInterrupt:
         raise InterruptedByUserError(f"interrupted; {finished} finished checkpoints are kept in {folder}") from None

@@ -1,6 +1,6 @@
 """The definition of truth: the network's own forward, fake quantization and all, once per configuration."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from torch import Tensor, nn
 
@@ -24,10 +24,10 @@ class ReferenceEngine:
         self._model = model
         self._layer_names = tuple(layer_names)
 
-    def logits(self, inputs: Tensor, configurations: Sequence[BitwidthConfiguration]) -> Iterator[tuple[int, Tensor]]:
+    def logits(self, inputs: Tensor, configurations: Sequence[BitwidthConfiguration]) -> Generator[tuple[int, Tensor]]:
         """Yield (position in `configurations`, logits of shape (N, classes)) for one batch of inputs (N, C, H, W).
 
-        The network's bits and mode are put back when the iterator ends.
+        The network's bits and mode are put back when the generator ends or is closed.
         """
         with restored(self._model):
             self._model.eval()

@@ -60,7 +60,7 @@ def load_network(experiment: Experiment, state: Mapping[str, Tensor], where: str
     costs nothing; the weights' own memory is then used as it is.
 
     Raises:
-        CheckpointError: names or shapes do not fit; lists them with the likely cause.
+        CheckpointError: names, shapes or types do not fit; lists them with the likely cause.
     """
     with torch.device("meta"):
         network = build_network(experiment)
@@ -77,6 +77,11 @@ def _check_fit(network: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         "was it saved from another width, number of classes or clipping?"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name}: is {state[name].dtype} in the checkpoint, {tensor.dtype} in the network"
+        for name, tensor in expected.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
     ]
     problems += [f"{name}: missing from the checkpoint" for name in expected if name not in state]
     problems += [f"{name}: not in the network" for name in state if name not in expected]

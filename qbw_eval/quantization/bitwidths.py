@@ -7,6 +7,7 @@ Reading (average, table) never changes a setting; `restored` puts settings back 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class LayerError(UsageError):
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return name -> quantized layer, in the order in which the network registers them."""
-    return {name: module for name, module in model.named_modules() if isinstance(_bits_of(module), int)}
+    return {name: module for name, module in model.named_modules() if isinstance(_bits_of(module), Integral)}
 
 
 def _bits_of(module: nn.Module) -> object:

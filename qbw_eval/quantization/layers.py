@@ -104,13 +104,13 @@ class QuantizedLayer(nn.Module):
         Raises:
             BitwidthError: `bits` is neither an option nor 32; names the layer, the value and the options.
         """
-        # A bool is an int to Python, but True is no bitwidth.
-        if isinstance(bits, bool) or bits not in (*self.bitwidth_options, FULL_PRECISION):
+        # To Python True equals 1 and 4.0 equals 4, but neither is a bitwidth; NumPy's integers are.
+        if isinstance(bits, bool | float) or bits not in (*self.bitwidth_options, FULL_PRECISION):
             raise BitwidthError(
                 f"layer {self.layer_name or type(self).__name__!r}: bitwidth {bits!r} is not among its options "
                 f"{list(self.bitwidth_options)} (or 32 for full precision)"
             )
-        self.curr_bitwidth = bits
+        self.curr_bitwidth = int(bits)
 
     def quantize_weight(self) -> Tensor:
         """Return the weights at the current bitwidth, in the shape of `weight`."""

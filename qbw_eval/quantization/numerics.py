@@ -132,7 +132,7 @@ def pact_activation(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
     if bits == FULL_PRECISION:
         return x
     n = largest_integer(bits)
-    clipped = torch.minimum(torch.relu(x), alpha)
+    clipped = torch.where(x >= alpha, alpha, torch.relu(x))  # `minimum` would halve the gradient where x == alpha
     scale = alpha.detach()
     return round_straight_through(clipped * n / scale) * scale / n
 

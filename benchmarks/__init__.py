@@ -1,0 +1,1 @@
+"""Figures that an issue names, measured; run with `make bench`."""

@@ -1,0 +1,177 @@
+"""The story of a report: frame, statistics, answers, figures, then events and tables; written whole."""
+
+import json
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from qbw_report.bins import add_bins
+from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
+from qbw_report.figures import plot_bitwidth_vs_accuracy, plot_metric_over_epochs
+from qbw_report.frame import read_records
+from qbw_report.insight import Answers, answer, sentences
+from qbw_report.publish import publish
+from qbw_report.series import add_series, folder_names, notes_on
+from qbw_report.statistics import METRICS, SERIES_KEYS, per_bin, per_epoch
+from qbw_report.style import png_bytes, svg_bytes
+from schemas.errors import UsageError
+
+FIGURES = "figures"
+"""Folder of the figures in the report folder, with a folder per series."""
+
+TENSORBOARD = "tensorboard"
+"""Folder of the event files in the report folder: what `tensorboard --logdir` is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Everything that is shown, as numbers.
+
+    Attributes:
+        rows: the records, with `series` and `bitwidth_bin`.
+        epochs: `qbw_report.statistics.per_epoch` of them.
+        bins: `qbw_report.statistics.per_bin` of them.
+        answers: one per series, in the order of their names.
+        notes: sentences about what is odd in the records.
+    """
+
+    rows: pd.DataFrame
+    epochs: pd.DataFrame
+    bins: pd.DataFrame
+    answers: list[Answers]
+    notes: list[str]
+
+
+def analyze(records: Path) -> Analysis:
+    """Return the statistics and answers of a records folder.
+
+    Raises:
+        QBWError: as `qbw_report.frame.read_records`.
+    """
+    frame, notes = read_records(records)
+    rows = add_bins(add_series(frame))
+    return Analysis(
+        rows=rows,
+        epochs=per_epoch(rows),
+        bins=per_bin(rows),
+        answers=[answer(group) for _, group in rows.groupby("series")],
+        notes=[*notes, *notes_on(rows)],
+    )
+
+
+def build(
+    records: Path, out: Path, every: int, say: Callable[[str], None] = lambda _: None
+) -> tuple[Analysis, list[str]]:
+    """Build the whole report and return its numbers and the paths written, relative to `out`.
+
+    Equal records give equal bytes; what an earlier build wrote and this one does not is deleted.
+
+    Args:
+        records: the records folder.
+        out: the report folder; not inside `records`.
+        every: draw the figure of every so many epochs, and of the last.
+        say: told what happens, a phrase at a time.
+
+    Raises:
+        UsageError: `out` lies inside `records`, or there is no such records folder.
+        QBWError: the records cannot be read, or the report cannot be written.
+    """
+    if out.resolve().is_relative_to(records.resolve()):
+        raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
+    say(f"reading {records}")
+    analysis = analyze(records)
+    return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
+
+
+def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
+    """Yield every file of the report: path relative to the report folder, and content."""
+    folders = folder_names(analysis.epochs["series"])
+    for series, folder in folders.items():
+        say(f"drawing {series}")
+        rows = analysis.rows[analysis.rows["series"] == series]
+        statistics = analysis.epochs[analysis.epochs["series"] == series]
+        images: dict[int, bytes] = {}
+        for epoch, figure in bitwidth_figures(rows, every):
+            stem = f"{FIGURES}/{folder}/bitwidth_vs_accuracy_epoch_{epoch + 1:03d}"
+            images[epoch] = png_bytes(figure)
+            yield f"{stem}.png", images[epoch]
+            yield f"{stem}.svg", svg_bytes(figure)
+        for metric, figure in metric_figures(statistics):
+            stem = f"{FIGURES}/{folder}/{metric}_over_epochs"
+            yield f"{stem}.png", png_bytes(figure)
+            yield f"{stem}.svg", svg_bytes(figure)
+        times = wall_times(rows)
+        events = event_file(statistics, images, times)
+        yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
+    yield "statistics.csv", csv_bytes(analysis.epochs)
+    yield "bins.csv", csv_bytes(analysis.bins)
+    yield "statistics.json", json_text(analysis).encode()
+
+
+def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figure]]:
+    """Yield epoch (0-based) and figure of one series, for each epoch that gets one."""
+    for epoch in figure_epochs(sorted(rows["epoch"].unique().tolist()), every):
+        of_epoch = rows[rows["epoch"] == epoch]
+        title = f"{of_epoch['series'].iloc[0]}: bitwidth and accuracy"
+        yield epoch, plot_bitwidth_vs_accuracy(of_epoch["avg_bitwidth"], of_epoch["accuracy"], epoch, title)
+
+
+def metric_figures(statistics: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Yield metric and figure over the epochs of one series, for each metric that has a value in any epoch."""
+    for metric in METRICS:
+        if statistics[f"{metric}_mean"].notna().any():
+            title = f"{statistics['series'].iloc[0]}: {metric} over epochs"
+            yield metric, plot_metric_over_epochs(statistics, metric, title)
+
+
+def figure_epochs(epochs: Sequence[int], every: int) -> list[int]:
+    """Return the epochs (0-based, sorted) that get a figure: every so many as people count them, and the last.
+
+    >>> figure_epochs([0, 1, 2, 3, 4, 5, 6], every=5)
+    [4, 6]
+    """
+    return [epoch for epoch in epochs if (epoch + 1) % every == 0 or epoch == epochs[-1]]
+
+
+def csv_bytes(frame: pd.DataFrame) -> bytes:
+    """Return a CSV in which every float reads back as the same float; an empty field is a value that does not exist."""
+    return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def json_text(analysis: Analysis) -> str:
+    """Return statistics, answers and notes as strict JSON; null is a value that does not exist. Epochs are 0-based."""
+    document = {
+        "series": [
+            {
+                **_identity(analysis.epochs, answers.series),
+                "answers": {**asdict(answers), "sentences": sentences(answers)},
+                "epochs": _records(analysis.epochs, answers.series),
+                "bins": _records(analysis.bins, answers.series),
+            }
+            for answers in analysis.answers
+        ],
+        "notes": analysis.notes,
+    }
+    return json.dumps(_without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _identity(statistics: pd.DataFrame, series: str) -> dict[Hashable, Any]:
+    return statistics.loc[statistics["series"] == series, SERIES_KEYS].iloc[0].to_dict()
+
+
+def _records(statistics: pd.DataFrame, series: str) -> list[dict[Hashable, Any]]:
+    return statistics[statistics["series"] == series].drop(columns=SERIES_KEYS).to_dict("records")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return nested dicts, lists and numbers with None for every NaN: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,86 @@
+"""Records folder -> checked DataFrame."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from schemas import records
+from schemas.errors import QBWError, UsageError
+from schemas.parts import decode_part
+
+REQUIRED = ("experiment", "epoch", "split", "data_id", "checkpoint_id", "config_id", "avg_bitwidth", "evaluated_at")
+"""Columns without which a row belongs nowhere. pandas drops groups whose key is missing, so a gap must be an error."""
+
+
+def read_records(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Return every row of a records folder, and sentences about what a reader should know of them.
+
+    The columns are those of `schemas.records.RECORD_SCHEMA` with the dtypes that `pd.read_parquet` gives. Rows come in
+    an order that depends on the rows alone, so that how they are spread over parts cannot change a digit.
+
+    Raises:
+        UsageError: there is no such folder.
+        QBWError: the folder holds no rows, or a row lacks a value that the report needs.
+        PartError: a part is damaged or not ours.
+        SchemaError: a part breaks the schema.
+    """
+    table = pa.concat_tables(_read_part(path) for path in part_paths(folder))
+    if table.num_rows == 0:
+        raise QBWError(f"{folder}: holds no rows yet; run `make eval CKPT=...` first")
+    frame = table.to_pandas()
+    _check_required(frame, folder)
+    return drop_repeated(sort_rows(frame))
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """Return the Parquet files of a records folder, sorted; as pandas does, skip names that begin with `.` or `_`.
+
+    Raises:
+        UsageError: there is no such folder.
+        QBWError: it holds no Parquet file.
+    """
+    if not folder.exists():
+        raise UsageError(f"{folder}: no such folder; run `make eval CKPT=...` first, or name the records folder")
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder of records, found a file; name the folder that holds it")
+    paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")))
+    if not paths:
+        raise QBWError(f"{folder}: expected Parquet parts, found none; run `make eval CKPT=...` first")
+    return paths
+
+
+def sort_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows in an order that does not depend on the parts they came from."""
+    order = ["experiment", "split", "data_id", "epoch", "config_index", "record_id", "evaluated_at"]
+    return frame.sort_values(order, kind="stable", ignore_index=True)
+
+
+def drop_repeated(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows with each `record_id` once (the first one), and a sentence if any was there more often."""
+    repeated = frame["record_id"].duplicated()
+    if not repeated.any():
+        return frame, []
+    count = int(repeated.sum())
+    note = f"{count} {'row repeats' if count == 1 else 'rows repeat'} a record that is already there; each counts once"
+    return frame[~repeated].reset_index(drop=True), [note]
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise QBWError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    return decode_part(data, records.KIND, str(path))
+
+
+def _check_required(frame: pd.DataFrame, folder: Path, required: Sequence[str] = REQUIRED) -> None:
+    for column in required:
+        missing = frame[column].isna()
+        if missing.any():
+            record = frame.loc[missing, "record_id"].iloc[0]
+            raise QBWError(
+                f"{folder}: column {column!r}: expected a value in every row, found none in {int(missing.sum())} of "
+                f"{len(frame)} rows (first: record {record}); evaluate those checkpoints again"
+            )

@@ -1,0 +1,89 @@
+"""Which rows belong together: a series is one experiment on one data set, and what is odd about it is said."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+_IDENTITY = ["experiment", "split", "data_id"]
+
+_SINGLE = {"checkpoint_id": "checkpoints", "model_id": "networks", "engine": "engines"}
+"""What one epoch of a series should have one of, and what several are called."""
+
+
+def add_series(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a column `series`, the name under which they are reported.
+
+    It is the experiment's name; an experiment that was evaluated on several data sets is a series for each of them,
+    named like ``demo [validation 1a2b3c4d]``, because accuracies on different samples must not be averaged.
+    """
+    known = frame[_IDENTITY].drop_duplicates(ignore_index=True)
+    name = known["experiment"].map(printable)
+    several = known["experiment"].duplicated(keep=False)
+    short = name + " [" + known["split"].map(printable) + " " + known["data_id"].str[:8] + "]"
+    name = name.where(~several, short)
+    # Two names can still be equal: data ids that begin alike, an experiment called like another one's series.
+    exact = [_digest(repr(identity)) for identity in known.itertuples(index=False, name=None)]
+    name = name.where(~name.duplicated(keep=False), name + " #" + pd.Series(exact))
+    return frame.merge(known.assign(series=name), on=_IDENTITY, how="left", validate="many_to_one")
+
+
+def notes_on(frame: pd.DataFrame) -> list[str]:
+    """Return a sentence for everything that a reader should know before trusting the statistics of these rows.
+
+    Args:
+        frame: rows with `series`.
+    """
+    notes = []
+    for experiment, name in frame.groupby("experiment")["series"]:
+        if name.nunique() > 1:
+            notes.append(f"{printable(str(experiment))} was evaluated on {name.nunique()} data sets; each has a series")
+    for series, rows in frame.groupby("series"):
+        for column, plural in _SINGLE.items():
+            kinds = rows.groupby("epoch")[column].nunique()
+            mixed = [int(epoch) + 1 for epoch in kinds.index[kinds > 1]]
+            if mixed:
+                notes.append(f"{series}: {_epochs(mixed)} from {kinds.max()} {plural}; the statistics cover all rows")
+        lost = int((~np.isfinite(rows["loss"])).sum())
+        if lost:
+            notes.append(f"{series}: {lost} of {len(rows)} rows without a finite loss; loss statistics leave them out")
+    return notes
+
+
+def folder_names(series: Iterable[str]) -> dict[str, str]:
+    """Return for each series a folder name: portable, at most 89 characters, and another one for every series.
+
+    >>> folder_names(["demo"])
+    {'demo': 'demo'}
+    """
+    names = sorted(set(series))
+    lower = [name.casefold() for name in names]
+    return {name: _folder_name(name, alone=lower.count(name.casefold()) == 1) for name in names}
+
+
+def _folder_name(name: str, *, alone: bool) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip(".-")[:80]
+    if safe == name and alone:
+        return name
+    # Some file systems do not tell "Demo" from "demo"; and two names may become the same safe one.
+    return f"{safe}-{_digest(name)}".lstrip("-")
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def printable(name: str) -> str:
+    """Return `name` with control characters as `?`: names come from files and are printed on terminals."""
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    """Return `epoch 3 has rows`, `epochs 3, 4 have rows` or `12 epochs have rows`."""
+    if len(numbers) == 1:
+        return f"epoch {numbers[0]} has rows"
+    if len(numbers) > 5:
+        return f"{len(numbers)} epochs have rows"
+    return f"epochs {', '.join(map(str, numbers))} have rows"
