@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 
+from schemas.errors import UsageError
 from schemas.records import hash_of
 
 
@@ -80,7 +81,12 @@ def sample(sampler: str, num_layers: int, options: Sequence[int], count: int, se
         options: the bitwidths to choose from; order does not matter.
         count: how many, at least 0.
         seed: any integer.
+
+    Raises:
+        UsageError: there is no such sampler.
     """
+    if sampler not in _SAMPLERS:
+        raise UsageError(f"sampler: expected one of {', '.join(_SAMPLERS)}, found {sampler!r}")
     ordered = tuple(sorted(set(options)))
     drawn = islice(_SAMPLERS[sampler](num_layers, ordered, seed), count)
     return [BitwidthConfiguration(bitwidths=bits, index=index) for index, bits in enumerate(drawn)]

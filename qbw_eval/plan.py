@@ -11,7 +11,7 @@ from itertools import groupby
 
 from qbw_eval.configurations import VERSIONED_NAMES, BitwidthConfiguration, sample
 from qbw_eval.layer_table import LayerTable
-from schemas.records import hash_of
+from schemas.records import hash_of, record_id_of
 
 _CHUNK_MACS = 200 * 10**9
 _LARGEST_CHUNK = 64
@@ -77,9 +77,8 @@ class Plan:
         return BitwidthConfiguration(bitwidths=(self.options[-1],) * len(self.table), index=-1)
 
     def record_id(self, checkpoint_id: str, configuration: BitwidthConfiguration) -> str:
-        """Return the hash of everything that could change the row of `configuration`."""
-        identity = {"checkpoint_id": checkpoint_id, "bitwidths": list(configuration.bitwidths)}
-        return hash_of(self._facts | identity | {"config_index": configuration.index})
+        """Return the hash of everything that could change the row of `configuration`; see `schemas.records`."""
+        return record_id_of(checkpoint_id, self.plan_id, configuration.bitwidths, configuration.index)
 
     @property
     def chunk_size(self) -> int:

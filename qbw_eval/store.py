@@ -57,7 +57,9 @@ class RecordStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StoreError(f"{self.records}: cannot be listed ({error.strerror}); name one with --records") from None
+            raise StoreError(
+                f"{self.records}: cannot be listed ({error.strerror}); name a folder with --records"
+            ) from None
 
     def append(self, checkpoint_id: str, plan_id: str, first: int, table: pa.Table) -> Path:
         """Commit one chunk of consecutive configurations; on return its rows outlive a power cut.
@@ -105,7 +107,10 @@ def _make_folder(folder: Path) -> None:
     """Create a folder and those above it, each entered durably in the one above."""
     if not folder.is_dir():
         _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder") from None
         _sync_folder(folder.parent)
 
 

@@ -89,7 +89,7 @@ def train(
         advance: told of every finished batch.
 
     Raises:
-        TrainingError: the loss is no longer a number.
+        TrainingError: the batches are too small for batch norm, or the loss is no longer a number.
     """
     settings = experiment.training
     torch.manual_seed(settings.seed)
@@ -99,6 +99,8 @@ def train(
     initialize_activation_steps(model, inputs[: settings.batch_size])
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     batches_per_epoch = math.ceil(len(labels) / settings.batch_size)
+    if settings.batch_size == 1 < batches_per_epoch:
+        raise TrainingError("training.batch_size: expected at least 2 samples for batch norm to normalize, found 1")
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches_per_epoch)
     for epoch in range(settings.epochs):
         model.train()

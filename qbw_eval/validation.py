@@ -119,7 +119,8 @@ def validate_random_bitwidths(
         The results, or None where `config` does not ask for this validation.
 
     Raises:
-        UsageError: there are no batches, or `config` has several methods and none is chosen.
+        UsageError: there are no batches or no configurations, there is no such sampler, or `config` has several
+            methods and none is chosen.
         LayerError: the network has no quantized layers, or they share no options.
     """
     if config is not None:
@@ -155,6 +156,11 @@ def _validation(
     layer_names = trace_layers(model, first.inputs[:1]).names
     options = common_options(model) if bitwidth_options is None else bitwidth_options
     configurations = sample(sampler, len(layer_names), options, num_configs, seed)
+    if not configurations:
+        raise UsageError(
+            "validate_random_bitwidths: expected at least one configuration and one bitwidth option, "
+            f"found num_configs {num_configs} and bitwidth_options {list(options)}"
+        )
     engine = choose_engine("auto", model, layer_names)
     return RandomBitwidthsValidation(
         layer_names=layer_names,

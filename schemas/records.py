@@ -7,7 +7,7 @@ Invariants (checked when a part is written and when it is read):
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -40,7 +40,7 @@ def _provenance(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> C
 
 
 RECORD_COLUMNS: tuple[Column, ...] = (
-    _identity("record_id", _text, "hash of everything that could change the result"),
+    _identity("record_id", _text, "hash of checkpoint_id, plan_id, bitwidths and config_index"),
     _identity("experiment", _text, "name of the training run"),
     _identity("checkpoint", _text, "file name of the checkpoint"),
     _identity("checkpoint_id", _text, "sha256 of the checkpoint's bytes"),
@@ -51,7 +51,7 @@ RECORD_COLUMNS: tuple[Column, ...] = (
     _identity("num_samples", pa.int64(), "samples evaluated", "samples"),
     _identity("model_id", _text, "hash of the layer table"),
     _identity("config_id", _text, "hash of the bits"),
-    _identity("plan_id", _text, "hash of sampler, seed, options, layers, data and numerics"),
+    _identity("plan_id", _text, "hash of sampler, seed, options, network, layers, data and numerics"),
     _identity("sampler", _text, "how the configuration was drawn, with the sampler's version"),
     _identity("seed", pa.int64(), "seed of the sampler"),
     _identity("config_index", pa.int64(), "position in the sampler's sequence"),
@@ -98,3 +98,9 @@ def hash_of(facts: Mapping[str, object]) -> str:
     """
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def record_id_of(checkpoint_id: str, plan_id: str, bitwidths: Sequence[int], config_index: int) -> str:
+    """Return the hash of everything that could change a row, from columns of the row, so that a reader can check it."""
+    identity = {"checkpoint_id": checkpoint_id, "plan_id": plan_id, "config_index": config_index}
+    return hash_of(identity | {"bitwidths": list(bitwidths)})

@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,25 +52,20 @@ def load_torch_file(path: Path) -> LoadedFile:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        raise CheckpointError(
-            f"{path}: expected a file written by torch.save (a zip archive), found {_looks_like(data)}; "
-            "a file that was cut short or is still being written looks like this too"
-        )
     _check_zip(data, path)
     content = _unpickle(data, path)
     for where, tensor in _tensors(content, path):
-        _check_tensor(tensor, f"{path}: {where}")
+        _check_tensor(tensor, f"{path}: content{where}")
     return LoadedFile(content=content, sha256=hashlib.sha256(data).hexdigest())
 
 
 def _looks_like(data: bytes) -> str:
     if not data:
-        return "an empty file"
+        return "an empty file; is it still being written?"
     if data.startswith(b"PK"):
-        return "a truncated zip"
+        return "a zip that was cut short; is it still being written or copied?"
     if data.startswith(b"\x80"):
-        return "a bare pickle (torch's format before 1.6; load and save it again with a recent torch)"
+        return "a bare pickle, torch's format before 1.6; load and save it again with a recent torch"
     try:
         data[:4096].decode()
     except UnicodeDecodeError:
@@ -79,18 +75,38 @@ def _looks_like(data: bytes) -> str:
 
 def _check_zip(data: bytes, path: Path) -> None:
     try:
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            raise CheckpointError(
+                f"{path}: expected a file written by torch.save (a zip archive), found {_looks_like(data)}"
+            )
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
+            if any(member.filename.endswith("/constants.pkl") for member in members):
+                raise CheckpointError(
+                    f"{path}: expected a file written by torch.save, found a TorchScript archive (torch.jit.save); "
+                    "save the state dict of the module it was made from"
+                )
             deflated = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
             if deflated:
                 raise CheckpointError(f"{path}: its record {deflated[0]!r} is compressed, which torch.save never does")
             if len({member.filename for member in members}) != len(members):
                 raise CheckpointError(f"{path}: two of its records have the same name")
+            # Where a record is marked as a folder, or its two sizes differ, torch reads nothing or too little, finds
+            # no fault, and hands out as weights whatever lay in memory before.
+            odd = [
+                m.filename for m in members if m.is_dir() or m.external_attr & 0x10 or m.compress_size != m.file_size
+            ]
+            if odd:
+                raise CheckpointError(
+                    f"{path}: damaged: the record {odd[0]!r} has a wrong size or kind; copy the file again"
+                )
             if sum(member.file_size for member in members) > len(data):
                 raise CheckpointError(f"{path}: its records claim more bytes than the file has")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error, EOFError) as error:
-        raise CheckpointError(f"{path}: a damaged zip archive ({error})") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises nearly anything on crafted bytes; none of it is ours
+        raise CheckpointError(f"{path}: a damaged zip archive ({_first_line(error)})") from None
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged: the record {damaged!r} fails its checksum; copy the file again")
 
@@ -100,7 +116,8 @@ def _unpickle(data: bytes, path: Path) -> object:
     stand_ins: list[object] = [(_DType, "numpy.dtype")]
     stand_ins += [(_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:
-        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]  # torch's own hint leaves out pairs
+        # What torch has to remark about a stranger's file is not for the user; what is wrong with it, we say.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]  # torch's own hint leaves out pairs
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = _wanted(data)
@@ -109,13 +126,19 @@ def _unpickle(data: bytes, path: Path) -> object:
                 f"{path}: wants to run {', '.join(wanted)} while loading, which QBW never does; "
                 "save it again with tensors, numbers and strings only"
             ) from None
-        raise CheckpointError(f"{path}: not loadable as weights ({_first_line(error)})") from None
+        raise CheckpointError(f"{path}: not loadable as weights ({_reason(error)})") from None
     except (
         Exception
     ) as error:  # torch and the pickle machine raise nearly anything on crafted bytes; none of it is ours
         raise CheckpointError(
             f"{path}: not loadable as weights ({type(error).__name__}: {_first_line(error)})"
         ) from None
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """Return why torch refused, without its advice to load the file unsafely: the last line of what it says."""
+    said = str(error).partition("\n\nCheck the documentation")[0].strip().splitlines()
+    return said[-1].strip().removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0][:200] if said else ""
 
 
 def _wanted(data: bytes) -> list[str]:
@@ -169,8 +192,9 @@ def _tensors(content: object, path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_tensor(tensor: Tensor, where: str) -> None:
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
-        raise CheckpointError(f"{where}: expected an ordinary tensor, found {type(tensor).__name__} ({tensor.layout})")
+    kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or kind != "torch.strided":
+        raise CheckpointError(f"{where}: expected an ordinary tensor, found {type(tensor).__name__} ({kind})")
     if tensor.device.type != "cpu":
         raise CheckpointError(f"{where}: a tensor without data (device {tensor.device})")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

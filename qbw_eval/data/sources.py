@@ -131,11 +131,12 @@ def _named(content: Mapping[object, object], names: tuple[str, ...], path: Path)
         value = content.get(name)
         if isinstance(value, Tensor):
             return value
-    raise DataError(f"{path}: holds {sorted(map(str, content))}, but no tensor named {names[0]!r} (or {names[1:]})")
+    listed = f"{', '.join(names[:-1])} or {names[-1]}"
+    raise DataError(f"{path}: holds {sorted(map(str, content))}, but no tensor named {listed}")
 
 
 def _as_inputs(inputs: Tensor, path: Path) -> Tensor:
-    if inputs.ndim != 4 or len(inputs) == 0:
+    if inputs.ndim != 4 or inputs.numel() == 0:
         raise DataError(f"{path}: inputs have shape {tuple(inputs.shape)}; expected (samples, channels, height, width)")
     if inputs.dtype == torch.uint8:
         return inputs.float() / 255
@@ -172,7 +173,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                 with archive.open(member) as file:
                     arrays[member.filename.removesuffix(".npy")] = _read_npy(file.read(), f"{path}: {member.filename}")
             return arrays
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile and its decompressors raise nearly anything on crafted bytes
         raise DataError(f"{path}: not a readable .npz file ({error})") from None
 
 
@@ -187,5 +190,7 @@ def _read_npy(data: bytes, where: str) -> Tensor:
             raise DataError(f"{where}: its header says {dtype} of shape {shape}, which does not fit its size; refused")
         array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran_order else "C")
         return torch.from_numpy(array.astype(dtype.newbyteorder("=")))  # astype copies: the buffer is read-only
-    except (ValueError, TypeError, SyntaxError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # NumPy has Python parse the header, which fails in many ways on a crafted one
         raise DataError(f"{where}: not a readable array ({error})") from None

@@ -1,0 +1,237 @@
+"""Slow, obviously right twins of `qbw_eval`: NumPy in float64, from the table of formulas, sharing no code with it.
+
+Arrays go in and out; nothing here knows torch's modules. `tanh` can be handed in, because NumPy's and torch's differ in
+the last place and everything after it is to be compared exactly.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Tanh = Callable[[Floats], Floats]
+
+# --- quantizers -----------------------------------------------------------------------------------------------------
+
+
+def dorefa_weight_before_rounding(w: Floats, bits: int, tanh: Tanh = np.tanh) -> Floats:
+    """Return t * n, with t = tanh(w) / (2 (max|tanh(w)| + 1e-8)) + 1/2 and n = 2**bits - 1."""
+    t = tanh(w)
+    t = t / (2 * (np.abs(t).max() + 1e-8)) + 0.5
+    return t * (2.0**bits - 1)
+
+
+def dorefa_weight(w: Floats, bits: int, tanh: Tanh = np.tanh) -> Floats:
+    """2 round(t n) / n - 1; unchanged at 32 bits."""
+    if bits == 32:
+        return w
+    return 2 * np.rint(dorefa_weight_before_rounding(w, bits, tanh)) / (2.0**bits - 1) - 1
+
+
+def dorefa_scaled_weight_before_rounding(w: Floats, bits: int, tanh: Tanh = np.tanh) -> Floats:
+    """As `dorefa_weight_before_rounding`, without the 1e-8."""
+    t = tanh(w)
+    return (t / (2 * np.abs(t).max()) + 0.5) * (2.0**bits - 1)
+
+
+def dorefa_scaled_weight(w: Floats, bits: int, tanh: Tanh = np.tanh) -> Floats:
+    """(2 round(t n) / n - 1) E with E = mean|w|; tanh(w) / max|tanh(w)| * E at 32 bits; all zeros stay zeros."""
+    if not w.any():
+        return np.zeros_like(w)
+    e = math.fsum(np.abs(w).ravel()) / w.size
+    if bits == 32:
+        return tanh(w) / np.abs(tanh(w)).max() * e
+    return (2 * np.rint(dorefa_scaled_weight_before_rounding(w, bits, tanh)) / (2.0**bits - 1) - 1) * e
+
+
+def dorefa_activation(x: Floats, bits: int) -> Floats:
+    """round(clamp(x, 0, 1) n) / n; only the clamp at 32 bits."""
+    clamped = np.minimum(np.maximum(x, 0.0), 1.0)
+    if bits == 32:
+        return clamped
+    n = 2.0**bits - 1
+    return np.rint(clamped * n) / n
+
+
+def pact_activation(x: Floats, alpha: float, bits: int) -> Floats:
+    """round(clamp(x, 0, alpha) n / alpha) alpha / n; unchanged at 32 bits."""
+    if bits == 32:
+        return x
+    n = 2.0**bits - 1
+    return np.rint(np.minimum(np.maximum(x, 0.0), alpha) * n / alpha) * alpha / n
+
+
+def lsq(x: Floats, step: float, bits: int, signed: bool) -> Floats:
+    """clamp(round(x / s), qn, qp) s; unchanged at 32 bits."""
+    if bits == 32:
+        return x
+    lowest, highest = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+    return np.minimum(np.maximum(np.rint(x / step), lowest), highest) * step
+
+
+def quantized_weight(quantizer: str, w: Floats, bits: int, step: float) -> Floats:
+    """The weights of a layer whose weight quantizer is called `quantizer`."""
+    match quantizer:
+        case "none":
+            return w
+        case "dorefa":
+            return dorefa_weight(w, bits)
+        case "dorefa_scaled":
+            return dorefa_scaled_weight(w, bits)
+        case "lsq":
+            return lsq(w, step, bits, signed=True)
+    raise ValueError(quantizer)
+
+
+def quantized_activation(quantizer: str, weight_quantizer: str, x: Floats, bits: int, parameter: float) -> Floats:
+    """The input of a layer; `parameter` is PACT's alpha or LSQ's step."""
+    match quantizer:
+        case "none":
+            return x
+        case "dorefa" if bits == 32 and weight_quantizer == "dorefa_scaled":
+            return np.maximum(x, 0.0)  # Any-Precision DNN: relu, no clamp
+        case "dorefa":
+            return dorefa_activation(x, bits)
+        case "pact":
+            return pact_activation(x, parameter, bits)
+        case "lsq":
+            return lsq(x, parameter, bits, signed=False)
+    raise ValueError(quantizer)
+
+
+# --- layers and a whole network -------------------------------------------------------------------------------------
+
+
+def conv2d(
+    x: Floats, w: Floats, bias: Floats | None = None, *, stride: int = 1, padding: int = 0, groups: int = 1
+) -> Floats:
+    """A convolution, the sum over its kernel's taps: x (N, C, H, W), w (O, C / groups, KH, KW)."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    outputs, channels, kernel_height, kernel_width = w.shape
+    height, width = (x.shape[2] - kernel_height) // stride + 1, (x.shape[3] - kernel_width) // stride + 1
+    y = np.zeros((len(x), outputs, height, width))
+    per_group = outputs // groups
+    for group in range(groups):
+        into = slice(group * per_group, (group + 1) * per_group)
+        of = slice(group * channels, (group + 1) * channels)
+        for top in range(kernel_height):
+            for left in range(kernel_width):
+                seen = x[:, of, top : top + stride * height : stride, left : left + stride * width : stride]
+                y[:, into] += np.einsum("nchw,oc->nohw", seen, w[into, :, top, left])
+    return y if bias is None else y + bias[:, None, None]
+
+
+def batch_norm(x: Floats, state: Mapping[str, Floats], name: str) -> Floats:
+    """A batch norm in evaluation: (x - mean) / sqrt(var + 1e-5) * weight + bias, per channel."""
+    mean, var, weight, bias = (
+        state[f"{name}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+
+RESNET8_LAYERS = (
+    *("layer1.0.conv1", "layer1.0.conv2"),
+    *("layer2.0.conv1", "layer2.0.conv2", "layer2.0.shortcut.0"),
+    *("layer3.0.conv1", "layer3.0.conv2", "layer3.0.shortcut.0"),
+)
+"""In forward order."""
+
+
+def resnet8(state: Mapping[str, Floats], x: Floats, bits: Sequence[int], options: Sequence[int]) -> Floats:
+    """The logits of a ResNet-8 with DoReFa weights, switchable PACT activations and shared batch norm, in evaluation.
+
+    Args:
+        state: the state dict, in float64.
+        x: (N, C, H, W).
+        bits: per layer of `RESNET8_LAYERS`.
+        options: what the entries of each `alpha` belong to.
+    """
+    bits_of = dict(zip(RESNET8_LAYERS, bits, strict=True))
+
+    def conv(x: Floats, name: str, stride: int, padding: int) -> Floats:
+        k = bits_of[name]
+        alpha = 1.0 if k == 32 else float(state[f"{name}.alpha"][list(options).index(k)])
+        return conv2d(
+            pact_activation(x, alpha, k), dorefa_weight(state[f"{name}.weight"], k), stride=stride, padding=padding
+        )
+
+    x = np.maximum(batch_norm(conv2d(x, state["conv1.weight"], padding=1), state, "bn1"), 0)
+    for stage, stride in ((1, 1), (2, 2), (3, 2)):
+        block = f"layer{stage}.0"
+        y = np.maximum(batch_norm(conv(x, f"{block}.conv1", stride, 1), state, f"{block}.bn1"), 0)
+        y = batch_norm(conv(y, f"{block}.conv2", 1, 1), state, f"{block}.bn2")
+        if stage > 1:
+            x = batch_norm(conv(x, f"{block}.shortcut.0", stride, 0), state, f"{block}.shortcut.1")
+        x = np.maximum(y + x, 0)
+    return x.mean(axis=(2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+# --- costs and counts -----------------------------------------------------------------------------------------------
+
+
+def convolution_macs(
+    input_shape: Sequence[int], weight_shape: Sequence[int], stride: int, padding: int, groups: int = 1
+) -> int:
+    """Multiply-accumulates of one sample, counted window by window; taps on the padding count."""
+    channels, height, width = input_shape
+    outputs, channels_per_group, kernel_height, kernel_width = weight_shape
+    assert channels == channels_per_group * groups
+    count = 0
+    for _top in range(0, height + 2 * padding - kernel_height + 1, stride):
+        for _left in range(0, width + 2 * padding - kernel_width + 1, stride):
+            for _output in range(outputs):
+                count += channels_per_group * kernel_height * kernel_width
+    return count
+
+
+def costs(bits: Sequence[int], weights: Sequence[int], macs: Sequence[int], largest: int) -> dict[str, Any]:
+    """The costs of a configuration, bit by bit and as exact fractions."""
+    stored = [b for b, count in zip(bits, weights, strict=True) for _ in range(count)]  # the bits of every weight
+    total = sum(stored)
+    operations = sum(m * b * b for m, b in zip(macs, bits, strict=True))
+    return {
+        "avg_bitwidth": float(Fraction(sum(bits), len(bits))),
+        "weighted_avg_bitwidth": float(Fraction(total, len(stored))),
+        "weight_bytes": math.ceil(Fraction(total, 8)),
+        "bit_ops": operations,
+        "relative_bit_ops": float(Fraction(operations, sum(m * largest * largest for m in macs))),
+    }
+
+
+def tally(logits: Floats, labels: NDArray[np.int64], reference: NDArray[np.int64] | None) -> dict[str, Any]:
+    """What a configuration scored, sample by sample."""
+    predicted, losses = [], []
+    for row, label in zip(logits, labels, strict=True):
+        if np.isnan(row).any():
+            predicted.append(-1)
+            losses.append(math.nan)
+            continue
+        predicted.append(int(row.argmax()))
+        shifted = row - row.max()
+        losses.append(math.log(math.fsum(np.exp(shifted))) - shifted[label])
+    hits = np.array(predicted) == labels
+    return {
+        "correct": int(hits.sum()),
+        "num_samples": len(labels),
+        "loss": math.nan if any(map(math.isnan, losses)) else math.fsum(losses) / len(losses),
+        "correct_mask": np.packbits(hits, bitorder="little").tobytes(),
+        "agreement": None if reference is None else float(Fraction(int((predicted == reference).sum()), len(labels))),
+    }
+
+
+def runs_of_missing(count: int, chunk_size: int, done: Iterable[int]) -> list[list[int]]:
+    """The indices below `count` that are not done, walked one by one: a new run after a gap and at each multiple."""
+    done = set(done)
+    runs: list[list[int]] = []
+    for index in range(count):
+        if index in done:
+            continue
+        if runs and runs[-1][-1] == index - 1 and index % chunk_size:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
