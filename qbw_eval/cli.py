@@ -66,6 +66,7 @@ def cli() -> None:
     help="What computes the rows.",
 )
 @click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
+@click.option("--resume/--no-resume", default=True, help="Skip what is in the records; or evaluate all of it again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
@@ -102,6 +103,42 @@ def inspect(checkpoint: Path, config: Path | None, as_json: bool) -> None:
     from qbw_eval.commands.inspect import inspect_command
 
     inspect_command(checkpoint, config, as_json=as_json)
+
+
+_RECORDS = click.argument("records", type=click.Path(path_type=Path))
+
+
+@cli.command()
+@_RECORDS
+@click.option("--quarantine", is_flag=True, help="Move bad files out of the way; the next run evaluates them again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(records: Path, quarantine: bool, as_json: bool) -> None:
+    """Check every part of RECORDS: checksums, digests, schema, identities, costs, duplicates."""
+    from qbw_eval.commands.upkeep import verify_command
+
+    verify_command(records, quarantine=quarantine, as_json=as_json)
+
+
+@cli.command()
+@_RECORDS
+@click.argument("new", type=click.Path(path_type=Path))
+def compact(records: Path, new: Path) -> None:
+    """Write the rows of RECORDS into few large parts in the folder NEW; RECORDS is not touched."""
+    from qbw_eval.commands.upkeep import compact_command
+
+    compact_command(records, new)
+
+
+@cli.command()
+@_RECORDS
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--wide", is_flag=True, help="Add a column for every layer's bits.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+def export(records: Path, file: Path, wide: bool, overwrite: bool) -> None:
+    """Write all rows of RECORDS into FILE: .parquet, .csv, .jsonl or .duckdb."""
+    from qbw_eval.commands.upkeep import export_command
+
+    export_command(records, file, wide=wide, overwrite=overwrite)
 
 
 @cli.command()

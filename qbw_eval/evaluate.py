@@ -1,7 +1,7 @@
 """The story of an evaluation: checkpoint -> network -> plan -> chunks of rows. Touches no output file."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -135,39 +135,38 @@ def _check_data_fit(checkpoint: Checkpoint, split: Split) -> None:
 
 
 def evaluate(
-    evaluation: Evaluation, done: Set[int], advance: Callable[[float], object] = lambda _configurations: None
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (index of the first configuration, rows in the schema of `schemas.records`) for each missing chunk.
+    evaluation: Evaluation,
+    chunks: Iterable[Sequence[BitwidthConfiguration]],
+    advance: Callable[[float], object] = lambda _configurations: None,
+) -> Iterator[pa.Table]:
+    """Yield the rows of each chunk, in the schema of `schemas.records`; a chunk is asked for when its turn has come.
 
     The data go to the device once; each batch meets every configuration of a chunk. The reference configuration's
-    predictions are computed once, before the first chunk.
+    predictions are computed once, with the first chunk.
 
     Args:
         evaluation: what to run.
-        done: indices of configurations that need no evaluation.
+        chunks: consecutive configurations that are evaluated together, such as `Plan.chunks` yields.
         advance: told how many configurations were just finished, in fractions, once a batch.
     """
-    chunks = list(evaluation.plan.chunks(done))
-    if not chunks:
-        return
     settings, plan, engine = evaluation.settings, evaluation.plan, evaluation.engine
-    batches = batches_on(evaluation.split, settings.batch_size, settings.device)
+    batches: Sequence[Batch] = ()
+    reference: Sequence[Tensor] = ()
     provenance = _provenance(evaluation)
-    reference = predict(engine, batches, plan.reference)
     for chunk in chunks:
+        if not batches:
+            batches = batches_on(evaluation.split, settings.batch_size, settings.device)
+            reference = predict(engine, batches, plan.reference)
         start = time.perf_counter()
         per_sample = len(chunk) / len(evaluation.split)
         measurements = measure(engine, batches, chunk, reference, partial(_advance_by, advance, per_sample))
-        yield (
-            chunk[0].index,
-            record_table(
-                plan,
-                provenance,
-                chunk,
-                measurements,
-                duration_s=(time.perf_counter() - start) / len(chunk),
-                evaluated_at=datetime.now(UTC),
-            ),
+        yield record_table(
+            plan,
+            provenance,
+            chunk,
+            measurements,
+            duration_s=(time.perf_counter() - start) / len(chunk),
+            evaluated_at=datetime.now(UTC),
         )
 
 

@@ -49,6 +49,12 @@ class LayerTable:
         """The hash that names this table."""
         return model_id_of(self._rows())
 
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> "LayerTable":
+        """Return the table that `to_arrow` wrote."""
+        rows = table.drop_columns(["model_id", "layer_index"]).to_pylist()
+        return cls(tuple(Layer(**row) for row in rows))
+
     def to_arrow(self) -> pa.Table:
         """Return the table in the schema of `schemas.layers`."""
         rows = [{"model_id": self.model_id, **row} for row in self._rows()]

@@ -32,6 +32,7 @@ class Plan:
         num_samples: how many samples it has.
         numerics: the engine's.
         count: how many configurations were asked for.
+        repeat: 0, or which of the repetitions asked for with --no-resume this is.
     """
 
     sampler: str
@@ -43,6 +44,7 @@ class Plan:
     num_samples: int
     numerics: str
     count: int
+    repeat: int = 0
 
     @property
     def versioned_sampler(self) -> str:
@@ -59,6 +61,7 @@ class Plan:
             "model_id": self.table.model_id,
             "data_id": self.data_id,
             "numerics": self.numerics,
+            "repeat": self.repeat,
         }
 
     @cached_property

@@ -1,29 +1,44 @@
 """Rows -> Parquet parts: complete or absent, never changed afterwards.
 
-    records/0-schema.parquet                                   the typed anchor without rows
-    records/<checkpoint>-<plan>-<first>-<count>.parquet        one part per chunk, named by what it holds
-    layers/<model_id>.parquet                                  layer tables, content-addressed
-    .qbw/tmp/                                                  unfinished files, where no reader of records/ looks
+    records/0-schema.parquet                      the typed anchor without rows
+    records/<checkpoint>-<plan>-<first>.parquet   rows of one plan for one checkpoint, from configuration <first> on
+    records/compact-<number>.parquet              rows of many, in a dataset that `compact` wrote
+    layers/<model_id>.parquet                     layer tables, content-addressed
+    .qbw/tmp/                                     unfinished files, where no reader of records/ looks
+    .qbw/claims/                                  who is working on what, see `claims`
+    .qbw/quarantine/                              bad parts that `verify --quarantine` moved away
 
 A part becomes visible only when its bytes are on the disk: encode in memory and read back, write beside, fsync, link to
-the final name (which fails if somebody was first), fsync the folder. Names are deterministic, so an append is
-idempotent, what is done is a directory listing, and two evaluators that do the same chunk cannot double it.
+the final name (which fails if somebody was first), fsync the folder; only then are its rows acknowledged.
+
+Names are deterministic, so evaluators need no coordination: what is done is what the parts hold, and of two that do the
+same work one wins. A part's name says where it starts and not how long it is, so that two runs that were asked for
+different numbers of configurations cannot publish overlapping parts either: each starts where the parts before it end.
 """
 
-import errno
-import os
-import re
+import contextlib
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from qbw_eval.claims import claim
+from qbw_eval.files import Files
 from qbw_eval.layer_table import LayerTable
 from schemas import layers, records
 from schemas.errors import QBWError
 from schemas.parts import ANCHOR_NAME, decode_part, encode_part
 
-_PART_NAME = re.compile(r"(?P<checkpoint>[0-9a-f]{12})-(?P<plan>[0-9a-f]{8})-(?P<first>\d+)-(?P<count>\d+)\.parquet")
+_DEAD_AFTER_S = 3600.0
+"""A temporary file lives for milliseconds; one this old was left by a dead process, whatever the clocks disagree by."""
+
+COMPACT_PREFIX = "compact-"
+"""How the names of parts begin that hold rows of several checkpoints or plans."""
+
+_SYNCED_LEVELS = 3
+"""Folders above a part whose names are synced too: `records`, `results`, and where those were created."""
 
 
 class StoreError(QBWError):
@@ -34,132 +49,189 @@ class RecordStore:
     """The records folder and its siblings.
 
     Args:
-        records: the folder that people read; created, with its siblings, when something is first written.
+        path: the folder that people read; created, with its siblings, when something is first written.
+        files: the file operations; tests pass ones that fail.
     """
 
-    def __init__(self, records: Path) -> None:
-        self.records = records
-        self.layers = records.parent / "layers"
-        self._temporary = records.parent / ".qbw" / "tmp"
+    def __init__(self, path: Path, files: Files | None = None) -> None:
+        self.records = path
+        self.layers = path.parent / "layers"
+        self.private = path.parent / ".qbw"
+        self._temporary = self.private / "tmp"
+        self._files = files or Files()
+        self._durable: set[Path] = set()
+        self._seen: dict[str, pa.Table] = {}
 
     def done(self, checkpoint_id: str, plan_id: str) -> set[int]:
-        """Return the indices of the configurations that have been committed."""
+        """Return the indices of the configurations that have been committed, having checked the parts they are in.
+
+        Raises:
+            StoreError: a part is damaged; evaluating the rest would not make the records readable.
+        """
+        prefix = _prefix(checkpoint_id, plan_id)
         indices: set[int] = set()
-        for name in self._names():
-            part = _PART_NAME.fullmatch(name)
-            if part and part["checkpoint"] == checkpoint_id[:12] and part["plan"] == plan_id[:8]:
-                indices |= set(range(int(part["first"]), int(part["first"]) + int(part["count"])))
+        for name in self._names(self.records):
+            if name.startswith((prefix, COMPACT_PREFIX)):
+                part = self._identities(name)
+                # The name holds the beginnings of the hashes only; the rows hold all of them.
+                mine = pc.and_(pc.equal(part["checkpoint_id"], checkpoint_id), pc.equal(part["plan_id"], plan_id))
+                indices |= set(part.filter(mine)["config_index"].to_pylist())
         return indices
 
-    def _names(self) -> list[str]:
+    def _names(self, folder: Path) -> list[str]:
         try:
-            return [path.name for path in self.records.iterdir()]
-        except FileNotFoundError:
-            return []
+            return self._files.names(folder)
         except OSError as error:
+            raise StoreError(f"{folder}: not a folder ({error.strerror}); name another one with --records") from None
+
+    def _read(self, path: Path) -> pa.Table:
+        try:
+            return decode_part(self._files.read(path), records.KIND, path.name)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from None
+        except QBWError as error:
             raise StoreError(
-                f"{self.records}: cannot be listed ({error.strerror}); name a folder with --records"
+                f"{path.parent}: {error.format_message()}: qbw-eval verify {path.parent} --quarantine"
             ) from None
 
-    def append(self, checkpoint_id: str, plan_id: str, first: int, table: pa.Table) -> Path:
-        """Commit one chunk of consecutive configurations; on return its rows outlive a power cut.
+    def _identities(self, name: str) -> pa.Table:
+        """Return the columns of a part that say which rows it holds; parts never change, so each is read once."""
+        if name not in self._seen:
+            self._seen[name] = self._read(self.records / name).select(["checkpoint_id", "plan_id", "config_index"])
+        return self._seen[name]
+
+    def claimed(self, checkpoint_id: str, plan_id: str, first: int, chunk_size: int) -> AbstractContextManager[bool]:
+        """Try to hold the claim on the chunk that configuration `first` is in; see `claims.claim`."""
+        number = first // chunk_size * chunk_size
+        return claim(self.private / "claims" / f"{_prefix(checkpoint_id, plan_id)}{number:06d}.lock")
+
+    def append(self, checkpoint_id: str, plan_id: str, rows: pa.Table) -> int:
+        """Commit rows of consecutive configurations and return how many are new; on return they outlive a power cut.
+
+        Rows that somebody else has committed meanwhile are left as they are.
 
         Raises:
             StoreError: the disk refuses, or another part with other rows has this name. Nothing is left half-written.
             SchemaError: the rows break the schema.
         """
-        anchor = self.records / ANCHOR_NAME
-        if not anchor.exists():
-            self._publish(anchor, records.RECORD_SCHEMA.empty_table(), records.KIND)
-        path = self.records / f"{checkpoint_id[:12]}-{plan_id[:8]}-{first}-{table.num_rows}.parquet"
-        self._publish(path, table, records.KIND)
-        return path
+        self._add_anchor()
+        while rows.num_rows:
+            first = rows["config_index"][0].as_py()
+            path = self.records / f"{_prefix(checkpoint_id, plan_id)}{first:06d}.parquet"
+            if self._publish(path, rows, records.KIND):
+                return int(rows.num_rows)
+            there = self._read(path)
+            shared = min(there.num_rows, rows.num_rows)
+            if not there["record_id"].slice(0, shared).equals(rows["record_id"].slice(0, shared)):
+                raise StoreError(f"{path}: holds other rows than its name says; move it away and run again")
+            rows = rows.slice(shared)
+        return 0
+
+    def _add_anchor(self) -> None:
+        if ANCHOR_NAME not in self._names(self.records):
+            self._publish(self.records / ANCHOR_NAME, records.RECORD_SCHEMA.empty_table(), records.KIND)
 
     def add_layers(self, table: LayerTable) -> None:
         """Write a layer table unless it is there."""
-        path = self.layers / f"{table.model_id}.parquet"
-        if not path.exists():
-            self._publish(path, table.to_arrow(), layers.KIND)
+        name = f"{table.model_id}.parquet"
+        if name not in self._names(self.layers):
+            self._publish(self.layers / name, table.to_arrow(), layers.KIND)
 
-    def _publish(self, path: Path, table: pa.Table, kind: str) -> None:
-        temporary = self._temporary / uuid.uuid4().hex
-        data = encode_part(table, kind, path.name)
+    def sweep(self) -> int:
+        """Remove temporary files that dead processes left, and return how many; what cannot be removed stays."""
+        removed = 0
+        with contextlib.suppress(OSError):
+            for name in self._files.names(self._temporary):
+                path = self._temporary / name
+                if self._files.age(path) > _DEAD_AFTER_S:
+                    self._files.remove(path)
+                    removed += 1
+        return removed
+
+    def add_compact(self, number: int, rows: pa.Table) -> None:
+        """Commit a part that holds rows of several checkpoints or plans.
+
+        Raises:
+            StoreError: the disk refuses, or there is a part of this number.
+        """
+        path = self.records / f"{COMPACT_PREFIX}{number:06d}.parquet"
+        self._add_anchor()
+        if not self._publish(path, rows, records.KIND):
+            raise StoreError(f"{path}: is there already; compact into a new folder")
+
+    def quarantine(self, path: Path) -> Path:
+        """Move a bad part or layer table to where it can be looked at, out of every reader's way; return its new path.
+
+        Raises:
+            StoreError: it cannot be moved.
+        """
+        folder = self.private / "quarantine"
+        moved = folder / f"{uuid.uuid4().hex[:8]}-{path.name}"
         try:
-            _make_folder(path.parent)
-            _make_folder(self._temporary)
+            self._make_folder(folder)
+            self._files.move(path, moved)
+            self._files.sync_folder(folder)
+            self._files.sync_folder(path.parent)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be moved to {folder} ({error.strerror}); move it by hand") from None
+        return moved
+
+    def _publish(self, path: Path, table: pa.Table, kind: str) -> bool:
+        """Write a part durably under its final name and return True; False, durably too, where the name is taken."""
+        data = encode_part(table, kind, path.name)
+        temporary = self._temporary / uuid.uuid4().hex
+        try:
+            self._make_folder(path.parent)
+            self._make_folder(self._temporary)
             try:
-                _write_synced(temporary, data)
-                _link(temporary, path)
+                self._write_synced(temporary, data)
+                self._files.name(temporary, path)
+                new = True
             except FileExistsError:
-                _check_same(path, table, kind)
+                new = False
             finally:
-                temporary.unlink(missing_ok=True)
+                self._files.remove(temporary)
             # Also when somebody else published it: until the folder is synced the name may be lost in a power cut.
-            _sync_folder(path.parent)
+            self._files.sync_folder(path.parent)
         except OSError as error:
             raise StoreError(
                 f"{path}: cannot be written ({error.strerror}); what was committed before is safe: "
                 "free some space or name another folder with --records, and run the same command again"
             ) from None
+        return new
 
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and those above it, each entered durably in the one above."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
+    def _write_synced(self, path: Path, data: bytes) -> None:
+        descriptor = self._files.create(path)
         try:
-            folder.mkdir(exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder") from None
-        _sync_folder(folder.parent)
+            remaining = memoryview(data)
+            while remaining:
+                remaining = remaining[self._files.write(descriptor, remaining) :]
+            # After a failed sync the kernel may call the data clean: the descriptor is never synced again.
+            self._files.sync(descriptor)
+        finally:
+            self._files.close(descriptor)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create a folder and those above it, each entered durably in the one above.
+
+        A folder that is there may have been made a moment ago by somebody who has not synced its name yet, so the names
+        of the innermost folders are synced in any case, once.
+        """
+        if folder in self._durable:
+            return
+        self._create_folder(folder)
+        self._files.sync_folder(folder.parent)
+        for outer in folder.absolute().parents[1:_SYNCED_LEVELS]:
+            with contextlib.suppress(PermissionError):  # such as /home on a cluster; we did not create that one
+                self._files.sync_folder(outer)
+        self._durable.add(folder)
+
+    def _create_folder(self, folder: Path) -> None:
+        if not self._files.is_folder(folder):
+            self._create_folder(folder.parent)
+            self._files.make_folder(folder)
+            self._files.sync_folder(folder.parent)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        remaining = memoryview(data)
-        while remaining:
-            remaining = remaining[os.write(descriptor, remaining) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Give the finished file its name; the name must be new.
-
-    Raises:
-        FileExistsError: it is not.
-    """
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        # No hard links here. Names are deterministic, so at worst equal rows replace equal rows.
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        temporary.replace(path)
-
-
-def _check_same(path: Path, table: pa.Table, kind: str) -> None:
-    """Check that the part somebody else published holds the same rows as ours, provenance aside.
-
-    Raises:
-        StoreError: it does not, or it is damaged.
-    """
-    try:
-        there = decode_part(path.read_bytes(), kind, str(path))
-    except QBWError as error:
-        raise StoreError(error.format_message()) from None
-    identity = "record_id" if kind == records.KIND else "model_id"
-    if there[identity].to_pylist() != table[identity].to_pylist():
-        raise StoreError(f"{path}: holds other rows than its name says; move it away and run again")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _prefix(checkpoint_id: str, plan_id: str) -> str:
+    return f"{checkpoint_id[:12]}-{plan_id[:8]}-"

@@ -1,6 +1,6 @@
 """Errors that a user is meant to read: one sentence (place, expected, found, remedy) and the exit code it ends in.
 
-Exit codes: 0 done, 1 could not, 2 usage, 130 interrupted.
+Exit codes: 0 done, 1 could not, 2 usage, 130 interrupted, 143 terminated.
 """
 
 import os
@@ -29,6 +29,12 @@ class InterruptedByUserError(QBWError):
     """Ctrl-C; the message says what was kept."""
 
     exit_code = 130
+
+
+class TerminatedError(QBWError):
+    """SIGTERM; the message says what was kept."""
+
+    exit_code = 143
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from Arrow's IPC bytes, so that it does not depend on how a version of Arrow lay
 """
 
 import hashlib
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,11 @@ _SCHEMAS = {
 
 ANCHOR_NAME = "0-schema.parquet"
 """A typed part without rows that sorts first: pandas, duckdb and dask take the schema of the first file they meet."""
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder, sorted by name; like pandas, skip names that begin with `.` or `_`."""
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")))
 
 
 class PartError(QBWError):

@@ -1,9 +1,11 @@
 """`qbw-eval run`: evaluate checkpoints and append what is missing to the records."""
 
+import itertools
 import json
+import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +15,12 @@ from qbw_eval.checkpoints.find import find_checkpoints
 from qbw_eval.checkpoints.native import Checkpoint, read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import DataSettings, Experiment, load_experiment
 from qbw_eval.store import RecordStore
-from schemas.errors import InterruptedByUserError
+from schemas.errors import InterruptedByUserError, TerminatedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class RunOptions:
     split: SplitName
     engine: str
     tf32: bool
+    resume: bool
     dry_run: bool
     as_json: bool
     quiet: bool
@@ -72,21 +76,38 @@ def run_command(options: RunOptions) -> None:
     device = choose_device(options.device)
     allow_tf32(options.tf32)
     store = RecordStore(options.records)
+    store.sweep()
+    signal.signal(signal.SIGTERM, _terminate)
     outcomes: list[Outcome] = []
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     try:
-        for evaluation in _evaluations(paths, experiment, options, device):
+        for evaluation in _evaluations(paths, experiment, options, device, store):
             outcomes.append(_run_one(evaluation, store, options, committed))
-    except KeyboardInterrupt:
-        raise InterruptedByUserError(
-            f"interrupted; {sum(committed)} new rows are kept in {options.records} "
+    except (KeyboardInterrupt, _TerminatedError) as stop:
+        told = (
+            f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
+            f"{sum(committed)} new rows are kept in {options.records} "
             f"({len(outcomes)} of {len(paths)} checkpoints are finished); the same command continues"
-        ) from None
+        )
+        error = TerminatedError if isinstance(stop, _TerminatedError) else InterruptedByUserError
+        raise error(told) from None
     _print(outcomes, options)
 
 
+class _TerminatedError(BaseException):
+    """SIGTERM; like KeyboardInterrupt, nothing but the end of the command may catch it."""
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise _TerminatedError
+
+
 def _evaluations(
-    paths: list[Path], experiment: Experiment | None, options: RunOptions, device: torch.device
+    paths: list[Path],
+    experiment: Experiment | None,
+    options: RunOptions,
+    device: torch.device,
+    store: RecordStore,
 ) -> Iterator[Evaluation]:
     """Yield each checkpoint, ready to run; files with the same bytes are one checkpoint, equal data are read once."""
     first_of: dict[str, Path] = {}
@@ -100,7 +121,17 @@ def _evaluations(
         data = checkpoint.experiment.data
         if data not in splits:
             splits[data] = load_split(data, options.split).limited(options.limit)
-        yield prepare(checkpoint, splits[data], _settings(checkpoint, options, device))
+        evaluation = prepare(checkpoint, splits[data], _settings(checkpoint, options, device))
+        yield evaluation if options.resume else _again(evaluation, store)
+
+
+def _again(evaluation: Evaluation, store: RecordStore) -> Evaluation:
+    """Return the evaluation under the first plan of its kind that has no rows yet."""
+    for repeat in itertools.count():
+        plan = replace(evaluation.plan, repeat=repeat)
+        if not store.done(evaluation.checkpoint.sha256, plan.plan_id):
+            return replace(evaluation, plan=plan)
+    raise AssertionError("unreachable: itertools.count never ends")
 
 
 def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device) -> EvaluationSettings:
@@ -127,14 +158,17 @@ def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, co
     accuracies: list[float] = []
     if not options.dry_run:
         what, missing = f"{checkpoint.path.name} ({evaluation.engine.name})", total - len(done)
+        chunks = _claimed_chunks(evaluation, store, done)
         with progress_on_stderr(what, missing, "configurations", quiet=options.quiet) as advance:
-            for first, rows in evaluate(evaluation, done, advance):
+            for rows in evaluate(evaluation, chunks, advance):
                 store.add_layers(plan.table)
-                store.append(checkpoint.sha256, plan.plan_id, first, rows)
-                committed.append(rows.num_rows)
+                committed.append(store.append(checkpoint.sha256, plan.plan_id, rows))
                 accuracies += rows["accuracy"].to_pylist()
                 if options.verbose:
-                    _tell_rows(rows, first, total)
+                    _tell_rows(rows, total)
+        if len(done) + len(accuracies) < total:
+            others = total - len(done) - len(accuracies)
+            _tell(f"{checkpoint.path}: {others} configurations were done or are being done by another evaluator")
     return Outcome(
         checkpoint=str(checkpoint.path),
         experiment=checkpoint.experiment.experiment,
@@ -149,11 +183,26 @@ def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, co
     )
 
 
-def _tell_rows(rows: pa.Table, first: int, total: int) -> None:
+def _claimed_chunks(
+    evaluation: Evaluation, store: RecordStore, done: set[int]
+) -> Iterator[list[BitwidthConfiguration]]:
+    """Yield each missing chunk that nobody else is working on; a chunk is claimed until the next is asked for."""
+    plan, checkpoint_id = evaluation.plan, evaluation.checkpoint.sha256
+    for chunk in plan.chunks(done):
+        with store.claimed(checkpoint_id, plan.plan_id, chunk[0].index, plan.chunk_size) as mine:
+            if mine:
+                # Somebody may have finished it, and given its claim back, since we looked.
+                finished = store.done(checkpoint_id, plan.plan_id)
+                missing = [configuration for configuration in chunk if configuration.index not in finished]
+                if missing:
+                    yield missing
+
+
+def _tell_rows(rows: pa.Table, total: int) -> None:
     """Print the seed document's line for every row."""
-    columns = (rows[name].to_pylist() for name in ("accuracy", "loss", "avg_bitwidth"))
-    for number, (accuracy, loss, bits) in enumerate(zip(*columns, strict=True), start=first + 1):
-        _tell(f"Config {number}/{total}: Acc={accuracy:.4f}, Loss={loss:.4f}, Avg Bitwidth={bits:.2f}")
+    columns = (rows[name].to_pylist() for name in ("config_index", "accuracy", "loss", "avg_bitwidth"))
+    for index, accuracy, loss, bits in zip(*columns, strict=True):
+        _tell(f"Config {index + 1}/{total}: Acc={accuracy:.4f}, Loss={loss:.4f}, Avg Bitwidth={bits:.2f}")
 
 
 def _tell(sentence: str) -> None:
