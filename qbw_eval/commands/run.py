@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import DataSettings, Experiment, load_experiment
 from qbw_eval.store import RecordStore
+from qbw_eval.training import with_data_shape
 from schemas.errors import InterruptedByUserError
 
 
@@ -99,8 +100,10 @@ def _evaluations(
             continue
         data = checkpoint.experiment.data
         if data not in splits:
-            splits[data] = load_split(data, options.split).limited(options.limit)
-        yield prepare(checkpoint, splits[data], _settings(checkpoint, options, device))
+            splits[data] = load_split(data, options.split)
+        # A file given with --config may leave to the data what a checkpoint's own configuration says.
+        complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
+        yield prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
 
 
 def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device) -> EvaluationSettings:
