@@ -130,7 +130,7 @@ def _check_data_fit(checkpoint: Checkpoint, split: Split) -> None:
     if model.num_classes is not None and split.num_classes > model.num_classes:
         raise DataError(
             f"{split.dataset}: the largest label is {split.num_classes - 1}, "
-            f"the network of {checkpoint.path} has {model.num_classes} classes"
+            f"the network of {checkpoint.path} has {model.num_classes} classes, counted from 0"
         )
 
 

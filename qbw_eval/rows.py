@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.cost import costs_of
-from qbw_eval.engine.tally import Measurement
 from qbw_eval.plan import Plan
 from schemas.records import RECORD_SCHEMA
+
+if TYPE_CHECKING:  # rows need no torch, and who only stores them should not wait for it
+    from qbw_eval.engine.tally import Measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ def record_table(
     plan: Plan,
     provenance: Provenance,
     configurations: Sequence[BitwidthConfiguration],
-    measurements: Sequence[Measurement],
+    measurements: "Sequence[Measurement]",
     *,
     duration_s: float,
     evaluated_at: datetime,
@@ -61,7 +64,7 @@ def record_table(
 
 
 def _row(
-    plan: Plan, provenance: Provenance, configuration: BitwidthConfiguration, measurement: Measurement
+    plan: Plan, provenance: Provenance, configuration: BitwidthConfiguration, measurement: "Measurement"
 ) -> dict[str, object]:
     costs = costs_of(configuration.bitwidths, plan.table, plan.options[-1])
     return {

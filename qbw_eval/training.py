@@ -6,7 +6,7 @@ at k random configurations, the losses are averaged, and one step is taken.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,10 @@ from qbw_eval.evaluate import measure
 from qbw_eval.experiment import Experiment
 from qbw_eval.networks.build import build_network
 from qbw_eval.quantization.bitwidths import quantized_layers, restored, set_bitwidths
-from qbw_eval.quantization.layers import QuantizedLayer, StepSize
+from qbw_eval.quantization.layers import SMALLEST_SCALE, QuantizedLayer
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.validation import validate_random_bitwidths
 from schemas.errors import QBWError
-
-_SMALLEST_STEP = 1e-8
 
 
 class TrainingError(QBWError):
@@ -112,7 +110,7 @@ def train(
             loss = _accumulate_gradients(model, experiment, choices, inputs[batch], labels[batch])
             optimizer.step()
             schedule.step()
-            _keep_steps_positive(model)
+            _keep_scales_positive(model)
             losses.append(loss)
             advance(1)
         train_loss = float(torch.stack(losses).mean())
@@ -187,15 +185,12 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def _step_sizes(model: nn.Module) -> Sequence[StepSize]:
-    return [module for module in model.modules() if isinstance(module, StepSize)]
-
-
-def _keep_steps_positive(model: nn.Module) -> None:
-    """Stop LSQ's steps short of zero, where they would divide by nothing."""
+def _keep_scales_positive(model: nn.Module) -> None:
+    """Stop LSQ's steps and PACT's clipping values short of zero, where they would divide by nothing."""
     with torch.no_grad():
-        for module in _step_sizes(model):
-            module.step_size.clamp_(min=_SMALLEST_STEP)
+        for name, parameter in model.named_parameters():
+            if name.endswith((".step_size", ".alpha")):
+                parameter.clamp_(min=SMALLEST_SCALE)
 
 
 def initialize_activation_steps(model: nn.Module, inputs: Tensor) -> None:

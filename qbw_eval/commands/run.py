@@ -1,6 +1,5 @@
 """`qbw-eval run`: evaluate checkpoints and append what is missing to the records."""
 
-import itertools
 import json
 import signal
 import sys
@@ -20,6 +19,7 @@ from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import DataSettings, Experiment, load_experiment
 from qbw_eval.store import RecordStore
+from qbw_eval.training import with_data_shape
 from schemas.errors import InterruptedByUserError, TerminatedError
 
 
@@ -120,18 +120,19 @@ def _evaluations(
             continue
         data = checkpoint.experiment.data
         if data not in splits:
-            splits[data] = load_split(data, options.split).limited(options.limit)
-        evaluation = prepare(checkpoint, splits[data], _settings(checkpoint, options, device))
+            splits[data] = load_split(data, options.split)
+        # A file given with --config may leave to the data what a checkpoint's own configuration says.
+        complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
+        evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
         yield evaluation if options.resume else _again(evaluation, store)
 
 
 def _again(evaluation: Evaluation, store: RecordStore) -> Evaluation:
     """Return the evaluation under the first plan of its kind that has no rows yet."""
-    for repeat in itertools.count():
-        plan = replace(evaluation.plan, repeat=repeat)
-        if not store.done(evaluation.checkpoint.sha256, plan.plan_id):
-            return replace(evaluation, plan=plan)
-    raise AssertionError("unreachable: itertools.count never ends")
+    plan = evaluation.plan
+    while store.done(evaluation.checkpoint.sha256, plan.plan_id):
+        plan = replace(plan, repeat=plan.repeat + 1)
+    return replace(evaluation, plan=plan)
 
 
 def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device) -> EvaluationSettings:

@@ -23,6 +23,10 @@ _INITIAL_CLIPPING = 8.0
 """PACT's alpha before training; the paper starts it large and lets weight decay shrink it (section 3)."""
 
 
+SMALLEST_SCALE = 1e-8
+"""No learned scale (PACT's clipping value, LSQ's step) starts or is trained below this."""
+
+
 class BitwidthError(UsageError):
     """A layer was asked to run at a bitwidth that it does not offer."""
 
@@ -96,7 +100,8 @@ class QuantizedLayer(nn.Module):
         options = [min(bits, 31) for bits in self.bitwidth_options[: len(steps.step_size)]]
         with torch.no_grad():
             for index, bits in enumerate(options):
-                steps.step_size[index] = numerics.lsq_initial_step(mean_magnitude, bits, signed)
+                step = numerics.lsq_initial_step(mean_magnitude, bits, signed)
+                steps.step_size[index] = step.clamp(min=SMALLEST_SCALE)  # a layer may be fed nothing but zeros
 
     def set_bitwidth(self, bits: int) -> None:
         """Run at `bits` from now on.

@@ -302,6 +302,14 @@ def test_weights_and_clipping_values_decay_and_nothing_else_does(tmp_path: Path)
     assert {"fc.weight", "layer1.0.conv1.alpha"} < decayed
 
 
+def test_the_learning_rate_falls_along_a_cosine_to_zero(tmp_path: Path) -> None:
+    results = trained(experiment(training={"epochs": 4, "learning_rate": 8e-3}), tmp_path / "out")
+    contents = [torch.load(result.checkpoint, weights_only=True) for result in results]
+    rates = [[group["lr"] for group in content["optimizer_state_dict"]["param_groups"]] for content in contents]
+    for epoch, (decayed, kept) in enumerate(rates, start=1):
+        assert decayed == kept == pytest.approx(4e-3 * (1 + math.cos(math.pi * epoch / 4)), abs=1e-12)
+
+
 def test_a_last_batch_of_a_single_sample_is_left_out(tmp_path: Path) -> None:
     one_more = Split(dataset="q", name="train", inputs=TRAIN.inputs[:33], labels=TRAIN.labels[:33])
     (result,) = trained(experiment(training={"epochs": 1}), tmp_path / "out", data=one_more)

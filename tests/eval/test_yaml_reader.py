@@ -256,7 +256,7 @@ plain = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(10**20), 10**20)
-    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, allow_infinity=False)
     # Not above U+FFFF, which JSON escapes as a pair, and no DEL, which YAML wants escaped and JSON does not.
     | st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=20),
     lambda inner: (
@@ -269,11 +269,11 @@ plain = st.recursive(
 @UNTIMED
 @given(plain)
 def test_json_is_read_as_json_reads_it(value: object) -> None:
-    # JSON is YAML, apart from how it writes infinities; what another parser reads is the oracle.
-    text = json.dumps(value).replace("Infinity", ".inf")
+    # JSON is YAML (but for infinities, which only Python's JSON has); what another parser reads is the oracle.
+    text = json.dumps(value)
     document = read_yaml(text.encode())
     assert document.problems == ()
-    assert document.value == json.loads(text.replace(".inf", "Infinity"))
+    assert document.value == json.loads(text)
 
 
 def is_plain(value: object) -> bool:
