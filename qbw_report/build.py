@@ -47,13 +47,17 @@ class Analysis:
     notes: list[str]
 
 
-def analyze(records: Path) -> Analysis:
+def analyze(records: Path, *, skip_bad: bool = False) -> Analysis:
     """Return the statistics and answers of a records folder.
+
+    Args:
+        records: the records folder.
+        skip_bad: leave bad parts out, and say so in the notes, instead of refusing.
 
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
     """
-    frame, notes = read_records(records)
+    frame, notes = read_records(records, skip_bad=skip_bad)
     rows = add_bins(add_series(frame))
     return Analysis(
         rows=rows,
@@ -65,7 +69,7 @@ def analyze(records: Path) -> Analysis:
 
 
 def build(
-    records: Path, out: Path, every: int, say: Callable[[str], None] = lambda _: None
+    records: Path, out: Path, every: int, say: Callable[[str], None] = lambda _: None, *, skip_bad: bool = False
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -76,6 +80,7 @@ def build(
         out: the report folder; not inside `records`.
         every: draw the figure of every so many epochs, and of the last.
         say: told what happens, a phrase at a time.
+        skip_bad: leave bad parts out, and say so, instead of refusing.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -84,7 +89,7 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records)
+    analysis = analyze(records, skip_bad=skip_bad)
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
 

@@ -21,6 +21,9 @@ DEFAULT_REPORT = Path("results/report")
 _records = click.argument("records", type=click.Path(path_type=Path), default=Path("results/records"))
 
 
+_skip_bad = click.option("--skip-bad", is_flag=True, help="Leave damaged parts out, and say so, instead of refusing.")
+
+
 @click.group(invoke_without_command=True)
 @click.version_option(package_name="qbw", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
@@ -42,7 +45,8 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="Draw bitwidth against accuracy every so many epochs, and for the last.",
 )
-def build_command(records: Path, out: Path, every: int) -> None:
+@_skip_bad
+def build_command(records: Path, out: Path, every: int, skip_bad: bool) -> None:
     """Build statistics, figures and TensorBoard files from RECORDS (results/records).
 
     Building again replaces the report; files in the folder that it did not write stay.
@@ -50,7 +54,7 @@ def build_command(records: Path, out: Path, every: int) -> None:
     from qbw_report.build import build
     from qbw_report.tables import print_epochs, stdout_console
 
-    analysis, paths = build(records, out, every, _say)
+    analysis, paths = build(records, out, every, _say, skip_bad=skip_bad)
     console = stdout_console()
     _notes(analysis)
     for answers in analysis.answers:
@@ -63,12 +67,13 @@ def build_command(records: Path, out: Path, every: int) -> None:
 @cli.command("summary")
 @_records
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def summary_command(records: Path, as_json: bool) -> None:
+@_skip_bad
+def summary_command(records: Path, as_json: bool, skip_bad: bool) -> None:
     """Print statistics and answers from RECORDS (results/records); write no file."""
     from qbw_report.build import analyze, json_text
     from qbw_report.tables import print_bins, print_epochs, stdout_console
 
-    analysis = analyze(records)
+    analysis = analyze(records, skip_bad=skip_bad)
     _notes(analysis)
     if as_json:
         click.echo(json_text(analysis), nl=False)

@@ -8,17 +8,21 @@ import pyarrow as pa
 
 from schemas import records
 from schemas.errors import QBWError, UsageError
-from schemas.parts import decode_part
+from schemas.parts import decode_part, part_paths
 
 REQUIRED = ("experiment", "epoch", "split", "data_id", "checkpoint_id", "config_id", "avg_bitwidth", "evaluated_at")
 """Columns without which a row belongs nowhere. pandas drops groups whose key is missing, so a gap must be an error."""
 
 
-def read_records(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+def read_records(folder: Path, *, skip_bad: bool = False) -> tuple[pd.DataFrame, list[str]]:
     """Return every row of a records folder, and sentences about what a reader should know of them.
 
     The columns are those of `schemas.records.RECORD_SCHEMA` with the dtypes that `pd.read_parquet` gives. Rows come in
     an order that depends on the rows alone, so that how they are spread over parts cannot change a digit.
+
+    Args:
+        folder: the records folder.
+        skip_bad: leave bad parts out, with a sentence for each, instead of refusing.
 
     Raises:
         UsageError: there is no such folder.
@@ -26,16 +30,26 @@ def read_records(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         PartError: a part is damaged or not ours.
         SchemaError: a part breaks the schema.
     """
-    table = pa.concat_tables(_read_part(path) for path in part_paths(folder))
+    notes: list[str] = []
+    tables = [records.RECORD_SCHEMA.empty_table()]
+    for path in checked_part_paths(folder):
+        try:
+            tables.append(_read_part(path))
+        except QBWError as error:
+            if not skip_bad:
+                raise
+            notes.append(f"left out: {error.format_message()}")
+    table = pa.concat_tables(tables)
     if table.num_rows == 0:
         raise QBWError(f"{folder}: holds no rows yet; run `make eval CKPT=...` first")
     frame = table.to_pandas()
     _check_required(frame, folder)
-    return drop_repeated(sort_rows(frame))
+    rows, repeated = drop_repeated(sort_rows(frame))
+    return rows, [*notes, *repeated]
 
 
-def part_paths(folder: Path) -> list[Path]:
-    """Return the Parquet files of a records folder, sorted; as pandas does, skip names that begin with `.` or `_`.
+def checked_part_paths(folder: Path) -> list[Path]:
+    """Return the parts of a records folder, sorted by name; there is at least one.
 
     Raises:
         UsageError: there is no such folder.
@@ -45,7 +59,7 @@ def part_paths(folder: Path) -> list[Path]:
         raise UsageError(f"{folder}: no such folder; run `make eval CKPT=...` first, or name the records folder")
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder of records, found a file; name the folder that holds it")
-    paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")))
+    paths = part_paths(folder)
     if not paths:
         raise QBWError(f"{folder}: expected Parquet parts, found none; run `make eval CKPT=...` first")
     return paths

@@ -193,10 +193,9 @@ def _claimed_chunks(
         with store.claimed(checkpoint_id, plan.plan_id, chunk[0].index, plan.chunk_size) as mine:
             if mine:
                 # Somebody may have finished it, and given its claim back, since we looked.
-                finished = store.done(checkpoint_id, plan.plan_id)
-                missing = [configuration for configuration in chunk if configuration.index not in finished]
-                if missing:
-                    yield missing
+                missing = {configuration.index for configuration in chunk}
+                missing -= store.done(checkpoint_id, plan.plan_id)
+                yield from plan.chunks({configuration.index for configuration in plan.configurations} - missing)
 
 
 def _tell_rows(rows: pa.Table, total: int) -> None:
