@@ -6,14 +6,15 @@ READY := $(VENV)/.ready
 
 RECORDS ?= results/records
 REPORT ?= results/report
+TORTURE_JSON ?= results/torture.jsonl
 # Extra words for the console scripts, e.g. make eval CKPT=... ARGS="--dry-run".
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval report test check bench tensorboard clean
+.PHONY: help setup demo eval report test torture torture-table check bench tensorboard clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv with everything that the other targets need
 
@@ -49,6 +50,14 @@ tensorboard: $(READY) ## serve the report's TensorBoard files: [REPORT=folder]
 test: $(READY) ## run the tests
 	@echo "make: running the tests (a few minutes)" >&2
 	@$(BIN)/python -m pytest $(ARGS)
+
+torture: $(READY) ## kill, race, fill, cut and damage the store: [TORTURE_SCALE=1] [SEED=1] [JSON=file] [ARGS="-k races"]
+	@echo "make: torturing the store (TORTURE_SCALE=1: about half an hour; power cuts and full disks need root)" >&2
+	@TORTURE_SCALE=$(or $(TORTURE_SCALE),1) TORTURE_SEED=$(or $(SEED),1) TORTURE_JSON='$(or $(JSON),$(TORTURE_JSON))' \
+		$(BIN)/python -m pytest tests/torture $(ARGS)
+
+torture-table: $(READY) ## render what `make torture` measured into docs/reliability.md: [JSON=file]
+	@$(BIN)/python tests/torture/table.py '$(or $(JSON),$(TORTURE_JSON))' docs/reliability.md
 
 check: $(READY) ## lint and type-check
 	@$(BIN)/ruff check .

@@ -20,7 +20,7 @@ def claim(path: Path) -> Iterator[bool]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError:
         yield True  # a folder that cannot be written is reported by the store, in a better sentence
         return
@@ -32,9 +32,11 @@ def claim(path: Path) -> Iterator[bool]:
             held = False
         except OSError:
             held = True
-        yield held
-        if held:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        try:
+            yield held
+        finally:
+            if held:
+                with contextlib.suppress(OSError):
+                    path.unlink()
     finally:
         os.close(descriptor)

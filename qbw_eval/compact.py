@@ -35,10 +35,15 @@ def compact(source: Path, target: Path, rows_per_part: int = ROWS_PER_PART) -> C
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DatasetError(f"{target}: is there already; compact into a new folder")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise DatasetError(f"{target}: lies in {source}, which is not to be touched; compact into another folder")
     rows = read_dataset(source)
+    # All is read before anything is written, so that a bad source leaves no half of a target.
+    model_ids = sorted(set(rows["model_id"].to_pylist()))
+    tables = [LayerTable.from_arrow(read_layer_table(source, model_id)) for model_id in model_ids]
     store = RecordStore(target)
-    for model_id in sorted(set(rows["model_id"].to_pylist())):
-        store.add_layers(LayerTable.from_arrow(read_layer_table(source, model_id)))
+    for table in tables:
+        store.add_layers(table)
     ordered = rows.sort_by([(name, "ascending") for name in _ORDER])
     starts = range(0, ordered.num_rows, rows_per_part)
     for number, first in enumerate(starts):

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from schemas import layers, records
 from schemas.errors import QBWError, UsageError
-from schemas.parts import decode_part, digest_of, part_paths
+from schemas.parts import NewerPartError, decode_part, digest_of, part_paths
 
 
 class DatasetError(QBWError):
@@ -45,6 +45,8 @@ def read_parts(folder: Path) -> Iterator[tuple[Path, pa.Table]]:
             yield path, decode_part(path.read_bytes(), records.KIND, path.name)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        except NewerPartError as error:
+            raise DatasetError(f"{folder}: {error.format_message()}") from None
         except QBWError as error:
             raise DatasetError(
                 f"{folder}: {error.format_message()}; repair with: qbw-eval verify {folder} --quarantine"

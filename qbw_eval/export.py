@@ -2,7 +2,7 @@
 
 import json
 import math
-import uuid
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,14 +41,14 @@ def export(folder: Path, file: Path, *, wide: bool = False, overwrite: bool = Fa
     rows = read_dataset(folder)
     if wide:
         rows = with_layer_columns(rows, folder)
-    temporary = file.with_name(f".{file.stem}-{uuid.uuid4().hex[:8]}{file.suffix}")
     try:
-        write(rows, temporary)
-        temporary.replace(file)
+        # A folder, because DuckDB writes more than one file until it is done.
+        with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as folder_beside:
+            temporary = Path(folder_beside, file.name)
+            write(rows, temporary)
+            temporary.replace(file)
     except OSError as error:
         raise DatasetError(f"{file}: cannot be written ({error.strerror or error}); name another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return int(rows.num_rows)
 
 
@@ -58,11 +58,16 @@ def with_layer_columns(rows: pa.Table, folder: Path) -> pa.Table:
         model_id: read_layer_table(folder, model_id)["layer_name"].to_pylist()
         for model_id in dict.fromkeys(rows["model_id"].to_pylist())
     }
-    bits = [
-        dict(zip(names[model_id], bitwidths, strict=True))
-        for model_id, bitwidths in zip(rows["model_id"].to_pylist(), rows["bitwidths"].to_pylist(), strict=True)
-    ]
-    for layer in dict.fromkeys(layer for layers in names.values() for layer in layers):
+    bits: list[dict[str, int]] = []
+    for row in rows.select(["record_id", "model_id", "bitwidths"]).to_pylist():
+        layers, bitwidths = names[row["model_id"]], row["bitwidths"]
+        if len(layers) != len(bitwidths):
+            raise DatasetError(
+                f"{folder}: record {row['record_id']} has bits for {len(bitwidths)} layers; its layer table has "
+                f"{len(layers)}; repair with: qbw-eval verify {folder} --quarantine"
+            )
+        bits.append(dict(zip(layers, bitwidths, strict=True)))
+    for layer in dict.fromkeys(layer for layers_of in names.values() for layer in layers_of):
         rows = rows.append_column(f"bits.{layer}", pa.array([of_row.get(layer) for of_row in bits], pa.int8()))
     return rows
 
@@ -70,11 +75,10 @@ def with_layer_columns(rows: pa.Table, folder: Path) -> pa.Table:
 def _flat(rows: pa.Table) -> pa.Table:
     """Return the rows with lists as JSON text and bytes as hexadecimal digits, for formats that have neither."""
     for position, field in enumerate(rows.schema):
-        values = rows[field.name].to_pylist()
-        if pa.types.is_list(field.type):
-            rows = rows.set_column(position, field.name, pa.array([v and json.dumps(v) for v in values], pa.string()))
-        elif pa.types.is_binary(field.type):
-            rows = rows.set_column(position, field.name, pa.array([v and v.hex() for v in values], pa.string()))
+        to_text = json.dumps if pa.types.is_list(field.type) else bytes.hex if pa.types.is_binary(field.type) else None
+        if to_text is not None:
+            texts = [None if value is None else to_text(value) for value in rows[field.name].to_pylist()]
+            rows = rows.set_column(position, field.name, pa.array(texts, pa.string()))
     return rows
 
 
@@ -102,6 +106,9 @@ def _write_duckdb(rows: pa.Table, path: Path) -> None:
         import duckdb
     except ImportError:
         raise DatasetError(f"{path.suffix}: needs duckdb; install it with: pip install 'qbw[duckdb]'") from None
-    with duckdb.connect(str(path)) as connection:
-        connection.register("rows", rows)
-        connection.execute("create table records as select * from rows")
+    try:
+        with duckdb.connect(str(path)) as connection:
+            connection.register("rows", rows)
+            connection.execute("create table records as select * from rows")
+    except duckdb.Error as error:
+        raise OSError(str(error).splitlines()[0]) from None

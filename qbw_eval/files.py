@@ -8,7 +8,7 @@ from pathlib import Path
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
-_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class Files:
@@ -35,7 +35,7 @@ class Files:
 
     def create(self, path: Path) -> int:
         """Create a file that must be new and return a descriptor for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of the data and return how much."""
@@ -58,14 +58,11 @@ class Files:
         try:
             os.link(temporary, final)
         except OSError as error:
-            if error.errno == errno.EEXIST:
+            if error.errno in _NO_HARD_LINKS:
+                _rename_to_new_name(temporary, final)
+            # Over NFS a link may report failure and have worked; "file exists" then, where a retry met its own success.
+            elif not (temporary.stat().st_nlink == 2 and temporary.samefile(final)):
                 raise
-            if error.errno not in _NO_HARD_LINKS:
-                # Over NFS a link may report failure and have worked: the retry met its own success.
-                if temporary.stat().st_nlink == 2 and temporary.samefile(final):
-                    return
-                raise
-            _rename_to_new_name(temporary, final)
 
     def move(self, path: Path, to: Path) -> None:
         """Rename within a file system."""
@@ -81,7 +78,7 @@ class Files:
 
     def sync_folder(self, folder: Path) -> None:
         """Wait until the names in a folder are on the disk."""
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

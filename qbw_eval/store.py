@@ -17,6 +17,7 @@ different numbers of configurations cannot publish overlapping parts either: eac
 """
 
 import contextlib
+import errno
 import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,7 +30,7 @@ from qbw_eval.files import Files
 from qbw_eval.layer_table import LayerTable
 from schemas import layers, records
 from schemas.errors import QBWError
-from schemas.parts import ANCHOR_NAME, decode_part, encode_part
+from schemas.parts import ANCHOR_NAME, NewerPartError, decode_part, encode_part
 
 _DEAD_AFTER_S = 3600.0
 """A temporary file lives for milliseconds; one this old was left by a dead process, whatever the clocks disagree by."""
@@ -66,16 +67,19 @@ class RecordStore:
         """Return the indices of the configurations that have been committed, having checked the parts they are in.
 
         Raises:
-            StoreError: a part is damaged; evaluating the rest would not make the records readable.
+            StoreError: a part is damaged, and evaluating the rest would not make the records readable; or the disk
+                does not promise to keep the parts.
         """
         prefix = _prefix(checkpoint_id, plan_id)
         indices: set[int] = set()
         for name in self._names(self.records):
-            if name.startswith((prefix, COMPACT_PREFIX)):
+            if name.startswith((prefix, COMPACT_PREFIX)) and name.endswith(".parquet"):
                 part = self._identities(name)
                 # The name holds the beginnings of the hashes only; the rows hold all of them.
                 mine = pc.and_(pc.equal(part["checkpoint_id"], checkpoint_id), pc.equal(part["plan_id"], plan_id))
                 indices |= set(part.filter(mine)["config_index"].to_pylist())
+        if indices:
+            self._keep_names(self.records)
         return indices
 
     def _names(self, folder: Path) -> list[str]:
@@ -89,6 +93,8 @@ class RecordStore:
             return decode_part(self._files.read(path), records.KIND, path.name)
         except OSError as error:
             raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from None
+        except NewerPartError as error:
+            raise StoreError(f"{path.parent}: {error.format_message()}") from None
         except QBWError as error:
             raise StoreError(
                 f"{path.parent}: {error.format_message()}: qbw-eval verify {path.parent} --quarantine"
@@ -117,12 +123,12 @@ class RecordStore:
         self._add_anchor()
         while rows.num_rows:
             first = rows["config_index"][0].as_py()
-            path = self.records / f"{_prefix(checkpoint_id, plan_id)}{first:06d}.parquet"
+            path = self.records / part_name(checkpoint_id, plan_id, first)
             if self._publish(path, rows, records.KIND):
                 return int(rows.num_rows)
             there = self._read(path)
             shared = min(there.num_rows, rows.num_rows)
-            if not there["record_id"].slice(0, shared).equals(rows["record_id"].slice(0, shared)):
+            if not shared or not there["record_id"].slice(0, shared).equals(rows["record_id"].slice(0, shared)):
                 raise StoreError(f"{path}: holds other rows than its name says; move it away and run again")
             rows = rows.slice(shared)
         return 0
@@ -132,10 +138,13 @@ class RecordStore:
             self._publish(self.records / ANCHOR_NAME, records.RECORD_SCHEMA.empty_table(), records.KIND)
 
     def add_layers(self, table: LayerTable) -> None:
-        """Write a layer table unless it is there."""
+        """Write a layer table unless it is there, and the anchor: what readers need whether or not rows follow."""
+        self._add_anchor()
         name = f"{table.model_id}.parquet"
         if name not in self._names(self.layers):
             self._publish(self.layers / name, table.to_arrow(), layers.KIND)
+        else:
+            self._keep_names(self.layers)
 
     def sweep(self) -> int:
         """Remove temporary files that dead processes left, and return how many; what cannot be removed stays."""
@@ -143,9 +152,10 @@ class RecordStore:
         with contextlib.suppress(OSError):
             for name in self._files.names(self._temporary):
                 path = self._temporary / name
-                if self._files.age(path) > _DEAD_AFTER_S:
-                    self._files.remove(path)
-                    removed += 1
+                with contextlib.suppress(OSError):  # somebody else may be sweeping too
+                    if self._files.age(path) > _DEAD_AFTER_S:
+                        self._files.remove(path)
+                        removed += 1
         return removed
 
     def add_compact(self, number: int, rows: pa.Table) -> None:
@@ -194,11 +204,23 @@ class RecordStore:
             # Also when somebody else published it: until the folder is synced the name may be lost in a power cut.
             self._files.sync_folder(path.parent)
         except OSError as error:
+            remedy = "free some space or name another folder with --records"
+            if error.errno == errno.EXDEV:
+                remedy = f"{path.parent} and {self.private} must be on one file system; name another folder"
             raise StoreError(
                 f"{path}: cannot be written ({error.strerror}); what was committed before is safe: "
-                "free some space or name another folder with --records, and run the same command again"
+                f"{remedy}, and run the same command again"
             ) from None
         return new
+
+    def _keep_names(self, folder: Path) -> None:
+        """Make durable the names that are in a folder: who published them may have died before it came to that."""
+        try:
+            self._make_folder(folder)
+            self._files.sync_folder(folder)
+        except OSError as error:
+            if error.errno != errno.EROFS:  # a dry run may look at a read-only disk, which has nothing to write
+                raise StoreError(f"{folder}: cannot be synced ({error.strerror}); check the disk") from None
 
     def _write_synced(self, path: Path, data: bytes) -> None:
         descriptor = self._files.create(path)
@@ -231,6 +253,11 @@ class RecordStore:
             self._create_folder(folder.parent)
             self._files.make_folder(folder)
             self._files.sync_folder(folder.parent)
+
+
+def part_name(checkpoint_id: str, plan_id: str, first: int) -> str:
+    """Return the name of the part whose rows start at configuration `first`."""
+    return f"{_prefix(checkpoint_id, plan_id)}{first:06d}.parquet"
 
 
 def _prefix(checkpoint_id: str, plan_id: str) -> str:

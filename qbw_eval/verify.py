@@ -4,6 +4,7 @@ Per part: page checksums, digest, schema and invariants (`schemas.parts`); its n
 `record_id` and costs recomputed, its bits against its layer table; and no `record_id` twice in the folder.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ import pyarrow as pa
 from qbw_eval.cost import costs_of
 from qbw_eval.dataset import layer_table_path, read_layer_table
 from qbw_eval.layer_table import LayerTable
+from qbw_eval.store import COMPACT_PREFIX, part_name
 from schemas import records
 from schemas.errors import QBWError, UsageError
-from schemas.parts import ANCHOR_NAME, decode_part, part_paths
+from schemas.parts import ANCHOR_NAME, NewerPartError, decode_part, part_paths
 from schemas.records import record_id_of
+
+_NEEDED = ("checkpoint_id", "plan_id", "config_index", "model_id", "bitwidth_options")
+"""Columns without which a row cannot be told from others or checked; the schema lets every column be null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +31,12 @@ class Problem:
     Attributes:
         path: the file; for a layer table that is missing, where it should be.
         what: the sentence for a person.
+        movable: whether moving the file away mends the folder; not where a newer QBW wrote it.
     """
 
     path: Path
     what: str
+    movable: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +67,8 @@ def verify(folder: Path) -> Verification:
             problems.append(Problem(path=path, what=f"{path.name}: cannot be read ({error.strerror})"))
             continue
         except QBWError as error:
-            problems.append(Problem(path=path, what=error.format_message()))
+            movable = not isinstance(error, NewerPartError)
+            problems.append(Problem(path=path, what=error.format_message(), movable=movable))
             continue
         problems += _missing_tables(folder, part, tables)
         what = _first_wrong_row(part, path.name, tables) or _repeated(part, path, seen)
@@ -83,33 +91,43 @@ def _strangers(folder: Path) -> Iterator[Problem]:
 
 
 def _missing_tables(folder: Path, part: pa.Table, tables: dict[str, LayerTable | None]) -> Iterator[Problem]:
-    """Read the layer tables that a part refers to into `tables`, None for one that is bad, which is yielded once."""
+    """Read the layer tables that a part refers to into `tables`, None for one that is bad, which is yielded once.
+
+    What is no hash names no layer table of ours, but could name a file anywhere: it is left to the rows' own check.
+    """
     for model_id in dict.fromkeys(part["model_id"].to_pylist()):
-        if model_id not in tables:
+        if model_id not in tables and re.fullmatch("[0-9a-f]{32}", model_id or ""):
             try:
                 tables[model_id] = LayerTable.from_arrow(read_layer_table(folder, model_id))
             except QBWError as error:
                 tables[model_id] = None
-                yield Problem(path=layer_table_path(folder, str(model_id)), what=error.format_message())
+                yield Problem(path=layer_table_path(folder, model_id), what=error.format_message())
 
 
 def _first_wrong_row(part: pa.Table, name: str, tables: dict[str, LayerTable | None]) -> str | None:
     """Return a sentence on the first row that is not what its own columns, its name and its layer table say."""
-    words = name.removesuffix(".parquet").split("-")
+    if not part.num_rows and name != ANCHOR_NAME:
+        return f"{name}: holds no rows"
     for number, row in enumerate(part.to_pylist()):
         where = f"{name}: row {number}"
+        missing = [column for column in _NEEDED if not row[column] and row[column] != 0]
+        if missing:
+            return f"{where}: has no {missing[0]}"
         record_id = record_id_of(row["checkpoint_id"], row["plan_id"], row["bitwidths"], row["config_index"])
         if row["record_id"] != record_id:
             return f"{where}: record_id is {row['record_id']}; its columns give {record_id}"
-        if len(words) == 3:
-            expected = [row["checkpoint_id"][:12], row["plan_id"][:8], f"{row['config_index'] - number:06d}"]
-            if words != expected:
-                return f"{where}: belongs into a part called {'-'.join(expected)}.parquet"
+        expected = part_name(row["checkpoint_id"], row["plan_id"], row["config_index"] - number)
+        if name != expected and not name.startswith(COMPACT_PREFIX):
+            return f"{where}: belongs into a part called {expected}"
+        if not set(row["bitwidths"]) <= set(row["bitwidth_options"]):
+            return f"{where}: bitwidths {row['bitwidths']} are not all among its options {row['bitwidth_options']}"
+        if row["model_id"] not in tables:
+            return f"{where}: model_id {row['model_id']!r} is no hash of a layer table"
         table = tables[row["model_id"]]
         if table is not None:
             if len(row["bitwidths"]) != len(table):
                 return f"{where}: has bits for {len(row['bitwidths'])} layers; its layer table has {len(table)}"
-            costs = costs_of(row["bitwidths"], table, max(row["bitwidth_options"]))
+            costs = costs_of(row["bitwidths"], table, max(bits or 0 for bits in row["bitwidth_options"]))
             wrong = [cost for cost, value in vars(costs).items() if row[cost] != value]
             if wrong:
                 return f"{where}: {wrong[0]} is {row[wrong[0]]}; its bits and layers give {vars(costs)[wrong[0]]}"

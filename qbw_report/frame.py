@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from schemas import records
 from schemas.errors import QBWError, UsageError
-from schemas.parts import decode_part, part_paths
+from schemas.parts import NewerPartError, decode_part, part_paths
 
 REQUIRED = ("experiment", "epoch", "split", "data_id", "checkpoint_id", "config_id", "avg_bitwidth", "evaluated_at")
 """Columns without which a row belongs nowhere. pandas drops groups whose key is missing, so a gap must be an error."""
@@ -26,9 +26,7 @@ def read_records(folder: Path, *, skip_bad: bool = False) -> tuple[pd.DataFrame,
 
     Raises:
         UsageError: there is no such folder.
-        QBWError: the folder holds no rows, or a row lacks a value that the report needs.
-        PartError: a part is damaged or not ours.
-        SchemaError: a part breaks the schema.
+        QBWError: a part is bad, the folder holds no rows, or a row lacks a value that the report needs.
     """
     notes: list[str] = []
     tables = [records.RECORD_SCHEMA.empty_table()]
@@ -37,7 +35,7 @@ def read_records(folder: Path, *, skip_bad: bool = False) -> tuple[pd.DataFrame,
             tables.append(_read_part(path))
         except QBWError as error:
             if not skip_bad:
-                raise
+                raise QBWError(f"{error.format_message()}; {_ways_out(error, folder)}") from None
             notes.append(f"left out: {error.format_message()}")
     table = pa.concat_tables(tables)
     if table.num_rows == 0:
@@ -87,6 +85,14 @@ def _read_part(path: Path) -> pa.Table:
     except OSError as error:
         raise QBWError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
     return decode_part(data, records.KIND, str(path))
+
+
+def _ways_out(error: QBWError, folder: Path) -> str:
+    """Return what can be done about a bad part, besides what the error itself says."""
+    draw = "to draw without this part, say --skip-bad"
+    if isinstance(error, NewerPartError):  # there is nothing to repair
+        return draw
+    return f"to repair the folder, run: qbw-eval verify {folder} --quarantine; {draw}"
 
 
 def _check_required(frame: pd.DataFrame, folder: Path, required: Sequence[str] = REQUIRED) -> None:

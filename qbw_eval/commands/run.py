@@ -77,7 +77,7 @@ def run_command(options: RunOptions) -> None:
     allow_tf32(options.tf32)
     store = RecordStore(options.records)
     store.sweep()
-    signal.signal(signal.SIGTERM, _terminate)
+    earlier = signal.signal(signal.SIGTERM, _terminate)
     outcomes: list[Outcome] = []
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     try:
@@ -87,10 +87,13 @@ def run_command(options: RunOptions) -> None:
         told = (
             f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
             f"{sum(committed)} new rows are kept in {options.records} "
-            f"({len(outcomes)} of {len(paths)} checkpoints are finished); the same command continues"
+            f"({len(outcomes)} of {len(paths)} checkpoints are finished); "
+            + ("the same command continues" if options.resume else "the same command evaluates all of it once more")
         )
         error = TerminatedError if isinstance(stop, _TerminatedError) else InterruptedByUserError
         raise error(told) from None
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
     _print(outcomes, options)
 
 
@@ -158,11 +161,11 @@ def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, co
     done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
     accuracies: list[float] = []
     if not options.dry_run:
+        store.add_layers(plan.table)  # before any work, so that a folder that cannot be written is told at once
         what, missing = f"{checkpoint.path.name} ({evaluation.engine.name})", total - len(done)
         chunks = _claimed_chunks(evaluation, store, done)
         with progress_on_stderr(what, missing, "configurations", quiet=options.quiet) as advance:
             for rows in evaluate(evaluation, chunks, advance):
-                store.add_layers(plan.table)
                 committed.append(store.append(checkpoint.sha256, plan.plan_id, rows))
                 accuracies += rows["accuracy"].to_pylist()
                 if options.verbose:

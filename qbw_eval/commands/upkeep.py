@@ -16,13 +16,13 @@ def verify_command(records: Path, *, quarantine: bool, as_json: bool) -> None:
     """Print every bad file and how many parts and rows are good; move the bad ones away if asked to.
 
     Raises:
-        DatasetError: there are bad files, and they were not moved.
+        DatasetError: there are bad files that were not moved.
     """
     found = verify(records)
     moved = {}
     if quarantine:
         store = RecordStore(records)
-        moved = {p.path: store.quarantine(p.path) for p in found.problems if p.path.exists()}
+        moved = {p.path: store.quarantine(p.path) for p in found.problems if p.movable and p.path.exists()}
     if as_json:
         problems = [{"path": str(p.path), "what": p.what, "moved_to": _text(moved.get(p.path))} for p in found.problems]
         print(json.dumps({"parts": found.parts, "rows": found.rows, "problems": problems}, indent=2))
@@ -36,6 +36,9 @@ def verify_command(records: Path, *, quarantine: bool, as_json: bool) -> None:
         raise DatasetError(f"{records}: {len(found.problems)} problems; move bad files away with --quarantine")
     if moved:
         print("The next run evaluates again what was moved away.", file=sys.stderr)
+    left = [problem for problem in found.problems if not problem.movable]
+    if left:
+        raise DatasetError(f"{records}: {len(left)} problems are left, which moving files away does not mend")
 
 
 def _text(path: Path | None) -> str | None:

@@ -127,7 +127,8 @@ def test_a_part_that_is_not_ours(run_cli: RunCli, tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     sentence = (
         f"qbw-report: error: {tmp_path / 'x.parquet'}: expected a QBW part of kind 'records', "
-        "found a Parquet file that QBW did not write; move it away\n"
+        f"found a Parquet file that QBW did not write; move it away; to repair the folder, run: qbw-eval verify "
+        f"{tmp_path} --quarantine; to draw without this part, say --skip-bad\n"
     )
     assert run_cli("summary", tmp_path) == Outcome(1, "", sentence)
 

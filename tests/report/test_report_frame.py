@@ -10,7 +10,7 @@ from simulated_records import row, simulate, table_of, write_records
 
 from qbw_report.frame import part_paths, read_records
 from schemas.errors import QBWError, UsageError
-from schemas.parts import ANCHOR_NAME, PartError
+from schemas.parts import ANCHOR_NAME
 from schemas.records import RECORD_SCHEMA
 
 
@@ -19,6 +19,12 @@ def error_of(folder: Path, kind: type[QBWError] = QBWError) -> str:
         read_records(folder)
     assert type(raised.value) is kind
     return str(raised.value)
+
+
+def ways_out(folder: Path) -> str:
+    return (
+        f"to repair the folder, run: qbw-eval verify {folder} --quarantine; to draw without this part, say --skip-bad"
+    )
 
 
 def test_every_row_of_every_part_is_read(tmp_path: Path) -> None:
@@ -94,8 +100,9 @@ def test_a_part_that_is_not_ours(tmp_path: Path) -> None:
     write_records(tmp_path, simulate(epochs=1, configs=2))
     foreign = tmp_path / "foreign.parquet"
     pq.write_table(pa.table({"x": [1]}), foreign)
-    assert error_of(tmp_path, PartError) == (
-        f"{foreign}: expected a QBW part of kind 'records', found a Parquet file that QBW did not write; move it away"
+    assert error_of(tmp_path) == (
+        f"{foreign}: expected a QBW part of kind 'records', found a Parquet file that QBW did not write; move it away; "
+        f"{ways_out(tmp_path)}"
     )
 
 
@@ -103,13 +110,16 @@ def test_a_part_that_is_damaged(tmp_path: Path) -> None:
     write_records(tmp_path, simulate(epochs=1, configs=2))
     path = part_paths(tmp_path)[-1]
     path.write_bytes(path.read_bytes()[:-20])
-    assert error_of(tmp_path, PartError).startswith(f"{path}: not a readable Parquet file (")
+    sentence = error_of(tmp_path)
+    assert sentence.startswith(f"{path}: not a readable Parquet file (")
+    assert sentence.endswith(f"); move it away; {ways_out(tmp_path)}")
 
 
 def test_a_folder_named_like_a_part(tmp_path: Path) -> None:
     write_records(tmp_path, simulate(epochs=1, configs=2))
     (tmp_path / "z.parquet").mkdir()
-    expected = f"{tmp_path / 'z.parquet'}: cannot be read (Is a directory); check the file and its permissions"
+    expected = f"{tmp_path / 'z.parquet'}: cannot be read (Is a directory); check the file and its permissions; "
+    expected += ways_out(tmp_path)
     assert error_of(tmp_path) == expected
 
 
