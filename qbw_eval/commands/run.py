@@ -125,7 +125,7 @@ def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, co
     checkpoint, plan = evaluation.checkpoint, evaluation.plan
     total = len(plan.configurations)
     if total < plan.count:
-        _tell(f"{checkpoint.path}: only {total} configurations of {list(plan.options)} exist; {plan.count} asked for")
+        _tell(f"{checkpoint.path}: {plan.count} configurations of {list(plan.options)} asked for, only {total} exist")
     done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
     accuracies: list[float] = []
     if not options.dry_run:
@@ -182,7 +182,7 @@ def _print(outcomes: list[Outcome], options: RunOptions) -> None:
         [
             (
                 Path(o.checkpoint).name,
-                *(o.epoch, o.samples, o.configurations, o.done_before, o.evaluated_now),
+                *(o.epoch + 1, o.samples, o.configurations, o.done_before, o.evaluated_now),
                 "" if o.mean_accuracy is None else f"{o.mean_accuracy:.4f}",
                 "" if o.min_accuracy is None else f"{o.min_accuracy:.4f}-{o.max_accuracy:.4f}",
             )

@@ -307,7 +307,7 @@ def test_uniform_gives_every_layer_the_same_bits_and_says_that_no_more_exist(
     assert [row["relative_bit_ops"] for row in rows] == [4 / 64, 16 / 64, 1.0]
     assert rows[-1]["agreement"] == 1.0, "every layer at the largest option is what agreement is measured against"
     assert {row["sampler"] for row in rows} == {"uniform/1"}
-    assert outcome.stderr == f"{path}: only 3 configurations of [2, 4, 8] exist; 6 asked for\n"
+    assert outcome.stderr == f"{path}: 6 configurations of [2, 4, 8] asked for, only 3 exist\n"
 
 
 def test_limit_and_split_choose_the_samples(tiny_checkpoints: Path, records: Path) -> None:
@@ -380,7 +380,7 @@ def test_verbose_prints_the_seed_documents_line_for_every_row_and_quiet_nothing(
     accuracies = [row["accuracy"] for row in rows_in(records)][2:]
     table = [line.split() for line in outcome.stdout.splitlines() if line.startswith("epoch_003.pt")]
     mean, low, high = f"{statistics.fmean(accuracies):.4f}", f"{min(accuracies):.4f}", f"{max(accuracies):.4f}"
-    assert table == [["epoch_003.pt", "2", "40", "5", "2", "3", mean, f"{low}-{high}"]]
+    assert table == [["epoch_003.pt", "3", "40", "5", "2", "3", mean, f"{low}-{high}"]]
 
 
 def test_an_experiment_file_that_leaves_shapes_to_the_data_names_the_same_evaluation(
@@ -518,7 +518,7 @@ def test_inspect_prints_layers_options_and_costs(tiny_checkpoints: Path) -> None
     outcome = qbw_eval("inspect", path)
     assert (outcome.code, outcome.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in outcome.stdout.splitlines()]
-    assert lines[0] == f"{path}: experiment tiny, epoch 2, resnet8"
+    assert lines[0] == f"{path}: experiment tiny, epoch 3, resnet8"
     assert lines[1] == ("Quantized layers (weights dorefa, activations pact), in forward order; MACs for one sample:")
     # 3x3 convolutions of 4, 8 and 16 channels on 8x8, 4x4 and 2x2 pixels, by hand
     assert "layer1.0.conv1 0 144 9,216 4 -> 4 3x3 1x1 conv2d" in lines
