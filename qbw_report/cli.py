@@ -21,7 +21,7 @@ DEFAULT_REPORT = Path("results/report")
 _records = click.argument("records", type=click.Path(path_type=Path), default=Path("results/records"))
 
 
-@click.group(invoke_without_command=True)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(package_name="qbw", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:

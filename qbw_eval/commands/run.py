@@ -13,12 +13,12 @@ from qbw_eval.checkpoints.find import find_checkpoints
 from qbw_eval.checkpoints.native import Checkpoint, read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import DataSettings, Experiment, load_experiment
 from qbw_eval.store import RecordStore
-from qbw_eval.training import with_data_shape
-from schemas.errors import InterruptedByUserError
+from schemas.errors import InterruptedByUserError, QBWError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,10 @@ def run_command(options: RunOptions) -> None:
     allow_tf32(options.tf32)
     store = RecordStore(options.records)
     outcomes: list[Outcome] = []
+    failed: list[Path] = []
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     try:
-        for evaluation in _evaluations(paths, experiment, options, device):
+        for evaluation in _evaluations(paths, experiment, options, device, failed):
             outcomes.append(_run_one(evaluation, store, options, committed))
     except KeyboardInterrupt:
         raise InterruptedByUserError(
@@ -84,26 +85,39 @@ def run_command(options: RunOptions) -> None:
             f"({len(outcomes)} of {len(paths)} checkpoints are finished); the same command continues"
         ) from None
     _print(outcomes, options)
+    if failed:
+        raise QBWError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated; the sentences above say why")
 
 
 def _evaluations(
-    paths: list[Path], experiment: Experiment | None, options: RunOptions, device: torch.device
+    paths: list[Path], experiment: Experiment | None, options: RunOptions, device: torch.device, failed: list[Path]
 ) -> Iterator[Evaluation]:
-    """Yield each checkpoint, ready to run; files with the same bytes are one checkpoint, equal data are read once."""
+    """Yield each checkpoint, ready to run; files with the same bytes are one checkpoint, equal data are read once.
+
+    Of several checkpoints, one that cannot be evaluated is told, noted in `failed`, and does not stop the others.
+    """
     first_of: dict[str, Path] = {}
     splits: dict[DataSettings, Split] = {}
     for path in paths:
-        checkpoint = read_checkpoint(path, experiment)
-        same = first_of.setdefault(checkpoint.sha256, path)
-        if same != path:
-            _tell(f"{path}: the same bytes as {same}; evaluated once")
+        try:
+            checkpoint = read_checkpoint(path, experiment)
+            same = first_of.setdefault(checkpoint.sha256, path)
+            if same != path:
+                _tell(f"{path}: the same bytes as {same}; evaluated once")
+                continue
+            data = checkpoint.experiment.data
+            if data not in splits:
+                splits[data] = load_split(data, options.split)
+            # A file given with --config may leave to the data what a checkpoint's own configuration says.
+            complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
+            evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
+        except QBWError as error:
+            if len(paths) == 1:
+                raise
+            _tell(f"qbw-eval: error: {error.format_message()}")
+            failed.append(path)
             continue
-        data = checkpoint.experiment.data
-        if data not in splits:
-            splits[data] = load_split(data, options.split)
-        # A file given with --config may leave to the data what a checkpoint's own configuration says.
-        complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
-        yield prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
+        yield evaluation
 
 
 def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device) -> EvaluationSettings:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.experiment import experiment_from_mapping
-from qbw_eval.training import train, with_data_shape
+from qbw_eval.training import train
 
 TINY = {
     "experiment": "tiny",

@@ -248,7 +248,9 @@ def test_files_with_the_same_bytes_are_evaluated_once(tiny_checkpoints: Path, re
     copy = tmp_path / "best.pt"
     shutil.copy(tiny_checkpoints / "epoch_002.pt", copy)
     outcome = run(tiny_checkpoints / "epoch_002.pt", copy, "--limit", 8, "--num-configs", 2, records=records)
-    assert outcome.stderr == f"{copy}: the same bytes as {tiny_checkpoints / 'epoch_002.pt'}; evaluated once\n"
+    assert (
+        f"{copy}: the same bytes as {tiny_checkpoints / 'epoch_002.pt'}; evaluated once" in outcome.stderr.splitlines()
+    )
     assert [row["checkpoint"] for row in rows_in(records)] == ["epoch_002.pt"] * 2
 
 
@@ -307,7 +309,9 @@ def test_uniform_gives_every_layer_the_same_bits_and_says_that_no_more_exist(
     assert [row["relative_bit_ops"] for row in rows] == [4 / 64, 16 / 64, 1.0]
     assert rows[-1]["agreement"] == 1.0, "every layer at the largest option is what agreement is measured against"
     assert {row["sampler"] for row in rows} == {"uniform/1"}
-    assert outcome.stderr == f"{path}: 6 configurations of [2, 4, 8] asked for, only 3 exist\n"
+    assert outcome.stderr == (
+        f"{path}: 6 configurations of [2, 4, 8] asked for, only 3 exist\n{path.name} (reference): 3 configurations\n"
+    )
 
 
 def test_limit_and_split_choose_the_samples(tiny_checkpoints: Path, records: Path) -> None:
@@ -376,7 +380,8 @@ def test_verbose_prints_the_seed_documents_line_for_every_row_and_quiet_nothing(
         f"Config {number}/5: Acc={row['accuracy']:.4f}, Loss={row['loss']:.4f}, Avg Bitwidth={row['avg_bitwidth']:.2f}"
         for number, row in enumerate(rows_in(records), start=1)
     ]
-    assert outcome.stderr.splitlines() == lines[2:], "those evaluated now"
+    begun, *told = outcome.stderr.splitlines()
+    assert (begun, told) == ("epoch_003.pt (reference): 3 configurations", lines[2:]), "those evaluated now"
     accuracies = [row["accuracy"] for row in rows_in(records)][2:]
     table = [line.split() for line in outcome.stdout.splitlines() if line.startswith("epoch_003.pt")]
     mean, low, high = f"{statistics.fmean(accuracies):.4f}", f"{min(accuracies):.4f}", f"{max(accuracies):.4f}"
@@ -459,6 +464,7 @@ def test_ctrl_c_keeps_finished_parts_and_the_same_command_completes_them(
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (130, "")
     kept = re.fullmatch(
+        r"epoch_003.pt \(reference\): \d+ configurations\n"
         rf"qbw-eval: error: interrupted; (\d+) new rows are kept in {re.escape(str(records))} "
         r"\(0 of 1 checkpoints are finished\); the same command continues\n",
         stderr,
@@ -582,4 +588,4 @@ def test_train_writes_checkpoints_refuses_to_replace_them_and_replaces_them_when
     (folder / "notes.txt").write_text("mine")
     assert qbw_eval("train", config, "--out", out, "--overwrite").code == 0
     assert sorted(path.name for path in folder.iterdir()) == ["epoch_001.pt", "notes.txt"]
-    assert read_checkpoint(folder / "epoch_001.pt").experiment.bitwidth_options == (2, 8)
+    assert read_checkpoint(folder / "epoch_001.pt").experiment.layer_options == (2, 8)

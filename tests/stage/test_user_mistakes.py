@@ -261,7 +261,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "unknown command": Mistake(lambda _: ["eval", "good.pt"], "No such command 'eval'.", 2),
     "--num-configs 0": Mistake(
-        run(good, "--num-configs", "0"), "Invalid value for '--num-configs': 0 is not in the range x>=1.", 2
+        run(good, "--num-configs", "0"), "Invalid value for '--num-configs': 0 is not in the range 1<=x<=1000000.", 2
     ),
     "--num-configs many": Mistake(
         run(good, "--num-configs", "many"), "Invalid value for '--num-configs': 'many' is not a valid integer range.", 2
@@ -339,7 +339,7 @@ MISTAKES: dict[str, Mistake] = {
         "taken/records: cannot be listed (Not a directory); name a folder with --records",
     ),
     "file where temporary files go": Mistake(
-        lambda p: ["run", "good.pt", "--limit", "8", "--records", p.inside("r/.qbw", 1) + "/records"],
+        lambda p: ["run", "good.pt", "--quiet", "--limit", "8", "--records", p.inside("r/.qbw", 1) + "/records"],
         "r/layers/b623b0ba49bb061006586e0b5a21c5fa.parquet: cannot be written (r/.qbw is no folder); what "
         "was committed before is safe: free some space or name another folder with --records, and run the "
         "same command again",
@@ -418,7 +418,7 @@ def test_there_are_many_kinds_of_mistakes_and_no_two_of_them_read_the_same() -> 
 
 def test_the_same_place_without_a_mistake_is_fine(place: Workplace) -> None:
     """The control: what makes the cases above fail is the mistake, not the place."""
-    outcome = qbw_eval("run", "good.pt", "--limit", "8", "--num-configs", "2")
+    outcome = qbw_eval("run", "good.pt", "--limit", "8", "--num-configs", "2", "--quiet")
     assert (outcome.code, outcome.stderr) == (0, "")
     config = place.write("e.yaml", YAML)
     outcome = qbw_eval("run", place.checkpoint(), "--config", config, "--limit", "8", "--num-configs", "2")
