@@ -421,7 +421,8 @@ def test_the_same_place_without_a_mistake_is_fine(place: Workplace) -> None:
     outcome = qbw_eval("run", "good.pt", "--limit", "8", "--num-configs", "2", "--quiet")
     assert (outcome.code, outcome.stderr) == (0, "")
     config = place.write("e.yaml", YAML)
-    outcome = qbw_eval("run", place.checkpoint(), "--config", config, "--limit", "8", "--num-configs", "2")
+    words = ("--limit", "8", "--num-configs", "2", "--quiet")
+    outcome = qbw_eval("run", place.checkpoint(), "--config", config, *words)
     assert (outcome.code, outcome.stderr) == (0, "")
     data = place.data(np.zeros((4, 1, 8, 8), np.float32), np.arange(4))
     assert qbw_eval("run", data, "--num-configs", "2").code == 0
