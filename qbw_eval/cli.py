@@ -26,17 +26,18 @@ class _Bitwidths(click.ParamType[tuple[int, ...]]):
         return tuple(sorted({int(word) for word in words}))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(package_name="qbw")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Evaluate any-precision networks at many bitwidth configurations, one Parquet row each."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command()
 @click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True)
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="Experiment file to use instead of the checkpoint's own."
-)
+@click.option("--config", type=click.Path(path_type=Path), help=_CONFIG_HELP)
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
@@ -44,13 +45,15 @@ def cli() -> None:
     show_default=True,
     help="Output folder.",
 )
-@click.option("--num-configs", type=click.IntRange(min=1), help="Configurations a checkpoint.  [default: experiment's]")
+@click.option(
+    "--num-configs", type=click.IntRange(1, 1_000_000), help="Configurations a checkpoint.  [default: experiment's]"
+)
 @click.option("--sampler", type=click.Choice(["iid", "uniform"]), help="How to draw them.  [default: experiment's]")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Seed of the sampler.  [default: experiment's]")
 @click.option("--bitwidths", type=_Bitwidths(), help="Options to draw from, such as 2,4,8.  [default: experiment's]")
 @click.option("--device", default="auto", show_default=True, help=f"Where to run: {_DEVICE_HELP}.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Samples a forward pass.  [default: experiment's]")
-@click.option("--limit", type=click.IntRange(min=1), help="Use the first so many samples only.")
+@click.option("--batch-size", type=click.IntRange(1, 65_536), help="Samples a forward pass.  [default: experiment's]")
+@click.option("--limit", type=click.IntRange(1, 2**31), help="Use the first so many samples only.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test"]),
@@ -94,9 +97,7 @@ def train(**options: object) -> None:
 
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="Experiment file to use instead of the checkpoint's own."
-)
+@click.option("--config", type=click.Path(path_type=Path), help=_CONFIG_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(checkpoint: Path, config: Path | None, as_json: bool) -> None:
     """Show a checkpoint's quantized layers, its bitwidth options and the range of every cost."""

@@ -71,6 +71,9 @@ _SAMPLERS: dict[str, Callable[[int, Sequence[int], int], Iterator[tuple[int, ...
 VERSIONED_NAMES = {"iid": "iid/1", "uniform": "uniform/1"}
 """What rows call each sampler."""
 
+SEEDED = frozenset({"iid"})
+"""The samplers whose draws depend on the seed; for the others it is no part of a row's identity."""
+
 
 def sample(sampler: str, num_layers: int, options: Sequence[int], count: int, seed: int) -> list[BitwidthConfiguration]:
     """Return the first `count` configurations of a sampler, fewer where no more exist.

@@ -26,6 +26,11 @@ class Costs:
     relative_bit_ops: float
 
 
+def average_bitwidth(bitwidths: Sequence[int]) -> float:
+    """Return the unweighted mean of at least one layer's bits."""
+    return sum(bitwidths) / len(bitwidths)
+
+
 def costs_of(bitwidths: Sequence[int], table: LayerTable, largest_option: int) -> Costs:
     """Return the costs of a configuration.
 
@@ -42,7 +47,7 @@ def costs_of(bitwidths: Sequence[int], table: LayerTable, largest_option: int) -
     bit_ops = sum(layer.macs * bits * bits for layer, bits in zip(layers, bitwidths, strict=True))
     largest_bit_ops = sum(layer.macs for layer in layers) * largest_option**2
     return Costs(
-        avg_bitwidth=sum(bitwidths) / len(layers),
+        avg_bitwidth=average_bitwidth(bitwidths),
         weighted_avg_bitwidth=weight_bits / sum(layer.weights for layer in layers),
         weight_bytes=-(-weight_bits // 8),
         bit_ops=bit_ops,

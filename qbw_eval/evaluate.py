@@ -15,7 +15,8 @@ from torch import Tensor
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import Batch, batches_on
-from qbw_eval.data.sources import DataError, Split
+from qbw_eval.data.fit import check_data_fit
+from qbw_eval.data.sources import Split
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.tally import Measurement, Tally, predictions_of
@@ -71,7 +72,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         UsageError: the bitwidths asked for are not among the options.
     """
     model = load_network(checkpoint.experiment, checkpoint.state, str(checkpoint.path))
-    _check_data_fit(checkpoint, split)
+    check_data_fit(checkpoint.experiment, split, f"the network of {checkpoint.path}")
     table = trace_layers_on_meta(model, split.input_shape)
     options = options_of(checkpoint, settings.bitwidths)
     engine = choose_engine(settings.engine, model.to(settings.device), table.names)
@@ -93,7 +94,13 @@ def _network_facts(experiment: Experiment) -> dict[str, object]:
     """Return what decides how the network computes, as plain JSON."""
     quantizers = quantizers_of(experiment)
     return {
-        "model": experiment.model.model_dump(mode="json", exclude={"input_size"}),  # the data decide the size
+        # By hand, so that a setting that is added later, or a default that is spelled out, makes no other network.
+        "name": experiment.model.name,
+        "width": experiment.model.resolved_width,
+        "in_channels": experiment.model.in_channels,
+        "num_classes": experiment.model.num_classes,
+        "batch_norm": experiment.model.batch_norm,
+        "quantize_first_and_last": experiment.model.quantize_first_and_last,
         "weight": quantizers.weight,
         "activation": quantizers.activation,
         "switchable": quantizers.switchable,
@@ -107,31 +114,14 @@ def options_of(checkpoint: Checkpoint, asked: Sequence[int] | None) -> tuple[int
     Raises:
         UsageError: one that was asked for is neither an option of the network nor 32.
     """
-    method = checkpoint.experiment.method
-    trained = (FULL_PRECISION,) if method is None else method.bitwidth_options
-    wrong = [bits for bits in asked or () if bits not in (*trained, FULL_PRECISION)]
+    options = checkpoint.experiment.layer_options
+    wrong = [bits for bits in asked or () if bits not in (*options, FULL_PRECISION)]
     if wrong:
         raise UsageError(
-            f"--bitwidths: {', '.join(map(str, wrong))} not among the options {list(trained)} (or 32) "
+            f"--bitwidths: {', '.join(map(str, wrong))} not among the options {list(options)} (or 32) "
             f"that {checkpoint.path} was trained with"
         )
-    if asked:
-        return tuple(sorted(set(asked)))
-    return trained if method is None or method.bitwidth is None else (method.bitwidth,)
-
-
-def _check_data_fit(checkpoint: Checkpoint, split: Split) -> None:
-    model = checkpoint.experiment.model
-    if split.input_shape[0] != model.in_channels:
-        raise DataError(
-            f"{split.dataset}: inputs have {split.input_shape[0]} channels, "
-            f"the network of {checkpoint.path} takes {model.in_channels}"
-        )
-    if model.num_classes is not None and split.num_classes > model.num_classes:
-        raise DataError(
-            f"{split.dataset}: the largest label is {split.num_classes - 1}, "
-            f"the network of {checkpoint.path} has {model.num_classes} classes, counted from 0"
-        )
+    return tuple(sorted(set(asked))) if asked else checkpoint.experiment.trained_bitwidths
 
 
 def evaluate(

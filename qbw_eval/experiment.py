@@ -332,9 +332,15 @@ class Experiment(_Settings):
         return None if self.method_name is None else self.quantization.methods[self.method_name]
 
     @property
-    def bitwidth_options(self) -> tuple[int, ...]:
-        """Options of the method in use, ascending; empty where quantization is disabled (every layer at 32 bits)."""
-        return () if self.method is None else self.method.bitwidth_options
+    def layer_options(self) -> tuple[int, ...]:
+        """The bitwidths that every quantized layer offers, ascending; only 32 where quantization is disabled."""
+        return (32,) if self.method is None else self.method.bitwidth_options
+
+    @property
+    def trained_bitwidths(self) -> tuple[int, ...]:
+        """The bitwidths that layers are trained at, ascending: the options, or the only one of vanilla training."""
+        alone = None if self.method is None else self.method.bitwidth
+        return self.layer_options if alone is None else (alone,)
 
     def as_mapping(self) -> dict[str, object]:
         """Return plain JSON values, which `experiment_from_mapping` turns back into an equal experiment."""

@@ -20,7 +20,10 @@ class Files:
 
     def make_folder(self, path: Path) -> None:
         """Create one folder; one that is there is fine."""
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, f"{path} is no folder") from None
 
     def names(self, folder: Path) -> list[str]:
         """Return the names in a folder, sorted; none where there is no folder."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from qbw_eval.configurations import VERSIONED_NAMES, BitwidthConfiguration, sample
+from qbw_eval.configurations import SEEDED, VERSIONED_NAMES, BitwidthConfiguration, sample
 from qbw_eval.layer_table import LayerTable
 from schemas.records import hash_of, record_id_of
 
@@ -55,14 +55,18 @@ class Plan:
     def _facts(self) -> dict[str, object]:
         return {
             "sampler": self.versioned_sampler,
-            "seed": self.seed,
+            "seed": self.seed if self.sampler in SEEDED else 0,
             "options": list(self.options),
-            "network": dict(self.network),
             "model_id": self.table.model_id,
             "data_id": self.data_id,
-            "numerics": self.numerics,
+            "network_id": self.network_id,
             "repeat": self.repeat,
         }
+
+    @cached_property
+    def network_id(self) -> str:
+        """The hash of how the network computes; results of two that differ must not be averaged."""
+        return hash_of({"network": dict(self.network), "numerics": self.numerics})
 
     @cached_property
     def plan_id(self) -> str:

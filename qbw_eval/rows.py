@@ -74,6 +74,7 @@ def _row(
         "data_id": plan.data_id,
         "num_samples": measurement.num_samples,
         "model_id": plan.table.model_id,
+        "network_id": plan.network_id,
         "config_id": configuration.config_id,
         "plan_id": plan.plan_id,
         "sampler": plan.versioned_sampler,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qbw_eval.checkpoints.native import write_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import batches_on
+from qbw_eval.data.fit import check_data_fit
 from qbw_eval.data.sources import Split
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.evaluate import measure
@@ -51,18 +52,6 @@ class EpochResult:
     val_loss: float
 
 
-def with_data_shape(experiment: Experiment, split: Split) -> Experiment:
-    """Return the experiment with input channels, size and classes filled in from the data where it does not say."""
-    model = experiment.model
-    channels, height, width = split.input_shape
-    filled = {
-        "in_channels": model.in_channels or channels,
-        "num_classes": model.num_classes or max(2, split.num_classes),
-        "input_size": model.input_size or (height, width),
-    }
-    return experiment.model_copy(update={"model": model.model_copy(update=filled)})
-
-
 def train(
     experiment: Experiment,
     train_split: Split,
@@ -87,9 +76,15 @@ def train(
         advance: told of every finished batch.
 
     Raises:
-        TrainingError: the batches are too small for batch norm, or the loss is no longer a number.
+        DataError: the data do not fit the network.
+        TrainingError: there are too few samples for batch norm, or the loss is no longer a number.
     """
     settings = experiment.training
+    check_data_fit(experiment, train_split, "the network")
+    check_data_fit(experiment, validation_split, "the network")
+    if min(settings.batch_size, len(train_split)) < 2:
+        found = "training.batch_size: 1" if settings.batch_size == 1 else f"{train_split.dataset}: 1 training sample"
+        raise TrainingError(f"{found}; batch norm needs at least 2 samples to normalize")
     torch.manual_seed(settings.seed)
     choices = random.Random(settings.seed)
     model = build_network(experiment).to(device)
@@ -97,14 +92,12 @@ def train(
     initialize_activation_steps(model, inputs[: settings.batch_size])
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     batches_per_epoch = math.ceil(len(labels) / settings.batch_size)
-    if settings.batch_size == 1 < batches_per_epoch:
-        raise TrainingError("training.batch_size: expected at least 2 samples for batch norm to normalize, found 1")
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches_per_epoch)
     for epoch in range(settings.epochs):
         model.train()
         losses = []
         for batch in torch.randperm(len(labels)).split(settings.batch_size):  # type: ignore[no-untyped-call]  # torch's split is untyped
-            if len(batch) == 1 and batches_per_epoch > 1:
+            if len(batch) == 1:
                 continue  # batch norm has nothing to normalize a single sample with
             optimizer.zero_grad()
             loss = _accumulate_gradients(model, experiment, choices, inputs[batch], labels[batch])
@@ -150,14 +143,12 @@ def _training_configurations(
     model: nn.Module, experiment: Experiment, choices: random.Random
 ) -> Iterator[dict[str, int]]:
     """Yield the bits at which one batch is seen: k random ones, or the only one there is."""
-    method, names = experiment.method, list(quantized_layers(model))
-    if method is None:
-        yield dict.fromkeys(names, FULL_PRECISION)
-    elif method.bitwidth is not None:
-        yield dict.fromkeys(names, method.bitwidth)
+    names, options = list(quantized_layers(model)), experiment.trained_bitwidths
+    if len(options) == 1:
+        yield dict.fromkeys(names, options[0])
     else:
         for _ in range(experiment.training.configurations_per_batch):
-            yield {name: choices.choice(method.bitwidth_options) for name in names}
+            yield {name: choices.choice(options) for name in names}
 
 
 def _validate(
@@ -168,8 +159,7 @@ def _validate(
     validation = validate_random_bitwidths(model, batches, config=experiment.as_mapping(), log=log)
     if validation is not None:
         return validation.mean_accuracy, validation.mean_loss
-    method, names = experiment.method, list(quantized_layers(model))
-    bits = FULL_PRECISION if method is None else method.bitwidth or method.bitwidth_options[-1]
+    names, bits = list(quantized_layers(model)), experiment.trained_bitwidths[-1]
     single = BitwidthConfiguration(bitwidths=(bits,) * len(names), index=0)
     (measurement,) = measure(choose_engine("auto", model, names), batches, [single])
     log(f"Validation: Acc={measurement.accuracy:.4f}, Loss={measurement.loss:.4f}, Bitwidth={bits}")

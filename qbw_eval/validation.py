@@ -1,19 +1,22 @@
 """Random bitwidths validation inside anybody's training loop (the seed document's `validate_random_bitwidths`)."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
-from qbw_eval.data.batches import Batch
+from qbw_eval.cost import average_bitwidth
+from qbw_eval.data.batches import Batch, first_sample, to_device
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.tally import Measurement
 from qbw_eval.evaluate import measure
-from qbw_eval.quantization.bitwidths import common_options, trace_layers
+from qbw_eval.quantization.bitwidths import common_options, trace_order
 from schemas.errors import UsageError
 
 
@@ -44,7 +47,7 @@ class RandomBitwidthsValidation:
     @property
     def avg_bitwidths(self) -> list[float]:
         """Average bitwidth per configuration, as `get_average_bitwidth` would return it."""
-        return [sum(c.bitwidths) / len(c.bitwidths) for c in self.configurations]
+        return [average_bitwidth(configuration.bitwidths) for configuration in self.configurations]
 
     @property
     def mean_accuracy(self) -> float:
@@ -80,14 +83,15 @@ class RandomBitwidthsValidation:
 
 def _spread(values: Sequence[float], decimals: int) -> str:
     """Return the seed's line of mean, extremes and population std; the std always has 4 decimals."""
-    mean, lowest, highest = statistics.fmean(values), min(values), max(values)
-    std = statistics.pstdev(values)
+    mean = statistics.fmean(values)
+    std = math.sqrt(statistics.fmean((value - mean) ** 2 for value in values))  # pstdev knows no NaN and no infinity
+    lowest, highest = (math.nan, math.nan) if math.isnan(std) else (min(values), max(values))
     return f"Mean: {mean:.{decimals}f}, Min: {lowest:.{decimals}f}, Max: {highest:.{decimals}f}, Std: {std:.4f}"
 
 
 def validate_random_bitwidths(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Sequence[Any]],
     *,
     num_configs: int = 4,
     bitwidth_options: Sequence[int] | None = None,
@@ -104,7 +108,8 @@ def validate_random_bitwidths(
 
     Args:
         model: a network whose quantized layers have an integer `curr_bitwidth`.
-        batches: (inputs (N, ...), labels (N,)) pairs, such as a DataLoader; moved to the network's device.
+        batches: (inputs, labels (N,), anything else) such as a DataLoader yields; inputs are what the network takes: a
+            tensor (N, ...), or dicts, lists and tuples of such tensors. They are moved to the network's device.
         num_configs: how many configurations; the seed document advises at least 4 or 5.
         bitwidth_options: what to draw from; the layers' common `bitwidth_options` where None.
         sampler: "iid" or "uniform", see `configurations.sample`.
@@ -142,18 +147,18 @@ def validate_random_bitwidths(
 
 def _validation(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Sequence[Any]],
     num_configs: int,
     bitwidth_options: Sequence[int] | None,
     sampler: str,
     seed: int,
 ) -> RandomBitwidthsValidation:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    on_device = (Batch(inputs.to(device), labels.to(device)) for inputs, labels in batches)
+    on_device = (Batch(to_device(inputs, device), labels.to(device)) for inputs, labels, *_ in batches)
     first = next(on_device, None)
     if first is None:
         raise UsageError("validate_random_bitwidths: there are no batches to validate on")
-    layer_names = trace_layers(model, first.inputs[:1]).names
+    layer_names = tuple(trace_order(model, first_sample(first.inputs)))
     options = common_options(model) if bitwidth_options is None else bitwidth_options
     configurations = sample(sampler, len(layer_names), options, num_configs, seed)
     if not configurations:

@@ -24,7 +24,7 @@ _records = click.argument("records", type=click.Path(path_type=Path), default=Pa
 _skip_bad = click.option("--skip-bad", is_flag=True, help="Leave damaged parts out, and say so, instead of refusing.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(package_name="qbw", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-_IDENTITY = ["experiment", "split", "data_id"]
+_IDENTITY = ["experiment", "split", "data_id", "network_id"]
 
 _SINGLE = {"checkpoint_id": "checkpoints", "model_id": "networks", "engine": "engines"}
 """What one epoch of a series should have one of, and what several are called."""
@@ -16,8 +16,9 @@ _SINGLE = {"checkpoint_id": "checkpoints", "model_id": "networks", "engine": "en
 def add_series(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with a column `series`, the name under which they are reported.
 
-    It is the experiment's name; an experiment that was evaluated on several data sets is a series for each of them,
-    named like ``demo [validation 1a2b3c4d]``, because accuracies on different samples must not be averaged.
+    It is the experiment's name; an experiment that was evaluated on several data sets, or as several networks (with
+    --config or --tf32), is a series for each of them, named like ``demo [validation 1a2b3c4d]``, because accuracies on
+    different samples or of different arithmetic must not be averaged.
     """
     known = frame[_IDENTITY].drop_duplicates(ignore_index=True)
     name = known["experiment"].map(printable)

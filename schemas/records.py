@@ -1,8 +1,10 @@
 """The record: one evaluated bitwidth configuration of one checkpoint on one data split.
 
-Invariants (checked when a part is written and when it is read):
+Invariants checked when a part is written and when it is read:
+    0 <= correct <= num_samples, 0 < num_samples; accuracy == correct / num_samples; 1 <= bits <= 32 in every layer.
+Invariants of a whole dataset:
     len(bitwidths) is the number of quantized layers, in forward order of the layer table `model_id` names;
-    0 <= correct <= num_samples; accuracy == correct / num_samples; record_id is unique in a dataset.
+    record_id is unique, and is what `record_id_of` gives for the row.
 """
 
 import hashlib
@@ -50,6 +52,7 @@ RECORD_COLUMNS: tuple[Column, ...] = (
     _identity("data_id", _text, "fingerprint of the preprocessed inputs and labels"),
     _identity("num_samples", pa.int64(), "samples evaluated", "samples"),
     _identity("model_id", _text, "hash of the layer table"),
+    _identity("network_id", _text, "hash of how the network computes: its settings, quantizers and the numerics"),
     _identity("config_id", _text, "hash of the bits"),
     _identity("plan_id", _text, "hash of sampler, seed, options, network, layers, data and numerics"),
     _identity("sampler", _text, "how the configuration was drawn, with the sampler's version"),

@@ -38,7 +38,7 @@ def test_the_experiment_file_shown_is_a_valid_one():
     values = yaml.safe_load(block)
     values["training"]["learning_rate"] = float(values["training"]["learning_rate"])  # PyYAML takes 3e-3 for a string
     experiment = experiment_from_mapping(values, "README.md")
-    assert experiment.bitwidth_options == (2, 4, 8)
+    assert experiment.layer_options == (2, 4, 8)
 
 
 def test_every_picture_shown_is_there():

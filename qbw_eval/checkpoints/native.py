@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.safe_load import CheckpointError, load_torch_file
-from qbw_eval.experiment import Experiment, experiment_from_mapping
+from qbw_eval.experiment import Experiment, ExperimentError, experiment_from_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def read_checkpoint(path: Path, instead: Experiment | None = None) -> Checkpoint
         raise CheckpointError(f"{path}: 'epoch' must be a whole number from 0, found {epoch!r:.80}")
     config = content.get("config")
     if instead is not None:
-        experiment = instead
+        experiment = _completed(instead, config, path)
     elif isinstance(config, Mapping):
         experiment = experiment_from_mapping(config, f"{path}: config")
     else:
@@ -116,3 +116,16 @@ def read_checkpoint(path: Path, instead: Experiment | None = None) -> Checkpoint
         state=state,
         val_acc=float(val_acc) if isinstance(val_acc, (int, float)) else None,
     )
+
+
+def _completed(experiment: Experiment, config: object, path: Path) -> Experiment:
+    """Return the experiment with the shape of the network filled in from the checkpoint's own configuration."""
+    if not isinstance(config, Mapping):
+        return experiment
+    try:
+        own = experiment_from_mapping(config, str(path)).model
+    except ExperimentError:  # the user said what to use instead of it
+        return experiment
+    shape = {name: getattr(own, name) for name in ("in_channels", "num_classes", "input_size")}
+    missing = {name: value for name, value in shape.items() if getattr(experiment.model, name) is None}
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update=missing)})

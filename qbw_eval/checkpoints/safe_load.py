@@ -21,6 +21,9 @@ from torch import Tensor
 
 from schemas.errors import QBWError
 
+_SAFE_TORCH = "2.10"
+"""CVE-2025-32434 was fixed in 2.6, CVE-2026-24747 in 2.10."""
+
 _MAX_DEPTH = 64
 """Nesting of containers; configurations nest a handful deep."""
 
@@ -113,6 +116,11 @@ def _check_zip(data: bytes, path: Path) -> None:
 
 def _unpickle(data: bytes, path: Path) -> object:
     """Return what the archive holds; an allow-list of two inert stand-ins for NumPy's scalars is all that is called."""
+    if torch.torch_version.TorchVersion(torch.__version__) < _SAFE_TORCH:
+        raise CheckpointError(
+            f"{path}: not opened: the weights-only loader of torch {torch.__version__} has known ways round; "
+            f"install torch {_SAFE_TORCH} or newer"
+        )
     stand_ins: list[object] = [(_DType, "numpy.dtype")]
     stand_ins += [(_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:

@@ -28,7 +28,7 @@ def progress_on_stderr(what: str, total: float, unit: str, *, quiet: bool) -> It
         what: words before the bar.
         total: what the bar ends at, in `unit`s.
         unit: plural noun.
-        quiet: show nothing. Neither is anything shown where stderr is not a terminal.
+        quiet: show nothing. Where stderr is not a terminal, what begins is said in a line.
     """
     console = Console(stderr=True)
     columns = (
@@ -38,6 +38,8 @@ def progress_on_stderr(what: str, total: float, unit: str, *, quiet: bool) -> It
         _Rate(unit),
         TimeRemainingColumn(),
     )
+    if total and not quiet and not console.is_terminal:
+        print(f"{what}: {total:.0f} {unit}", file=sys.stderr, flush=True)  # a log file has no use for a bar
     silent = quiet or not console.is_terminal
     # rich would send our stdout to stderr too, which is right on a terminal and wrong where stdout is a file.
     both = sys.stdout.isatty()

@@ -57,7 +57,9 @@ def _print(checkpoint: Checkpoint, table: LayerTable, options: tuple[int, ...], 
     quantizers = "not quantized"
     if method is not None:
         quantizers = f"weights {method.weight_quantization}, activations {method.activation_quantization}"
-    print(f"{checkpoint.path}: experiment {experiment.experiment}, epoch {checkpoint.epoch}, {experiment.model.name}")
+    print(
+        f"{checkpoint.path}: experiment {experiment.experiment}, epoch {checkpoint.epoch + 1}, {experiment.model.name}"
+    )
     print(f"Quantized layers ({quantizers}), in forward order; MACs for one sample:")
     print_table(
         ("layer", "#", "weights", "MACs", "channels", "kernel", "stride", "kind"),

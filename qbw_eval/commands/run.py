@@ -15,12 +15,12 @@ from qbw_eval.checkpoints.native import Checkpoint, read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import DataSettings, Experiment, load_experiment
 from qbw_eval.store import RecordStore
-from qbw_eval.training import with_data_shape
-from schemas.errors import InterruptedByUserError, TerminatedError
+from schemas.errors import InterruptedByUserError, QBWError, TerminatedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,10 @@ def run_command(options: RunOptions) -> None:
     store.sweep()
     earlier = signal.signal(signal.SIGTERM, _terminate)
     outcomes: list[Outcome] = []
+    failed: list[Path] = []
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     try:
-        for evaluation in _evaluations(paths, experiment, options, device, store):
+        for evaluation in _evaluations(paths, experiment, options, device, store, failed):
             outcomes.append(_run_one(evaluation, store, options, committed))
     except (KeyboardInterrupt, _TerminatedError) as stop:
         told = (
@@ -95,6 +96,8 @@ def run_command(options: RunOptions) -> None:
     finally:
         signal.signal(signal.SIGTERM, earlier)
     _print(outcomes, options)
+    if failed:
+        raise QBWError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated; the sentences above say why")
 
 
 class _TerminatedError(BaseException):
@@ -111,22 +114,33 @@ def _evaluations(
     options: RunOptions,
     device: torch.device,
     store: RecordStore,
+    failed: list[Path],
 ) -> Iterator[Evaluation]:
-    """Yield each checkpoint, ready to run; files with the same bytes are one checkpoint, equal data are read once."""
+    """Yield each checkpoint, ready to run; files with the same bytes are one checkpoint, equal data are read once.
+
+    Of several checkpoints, one that cannot be evaluated is told, noted in `failed`, and does not stop the others.
+    """
     first_of: dict[str, Path] = {}
     splits: dict[DataSettings, Split] = {}
     for path in paths:
-        checkpoint = read_checkpoint(path, experiment)
-        same = first_of.setdefault(checkpoint.sha256, path)
-        if same != path:
-            _tell(f"{path}: the same bytes as {same}; evaluated once")
+        try:
+            checkpoint = read_checkpoint(path, experiment)
+            same = first_of.setdefault(checkpoint.sha256, path)
+            if same != path:
+                _tell(f"{path}: the same bytes as {same}; evaluated once")
+                continue
+            data = checkpoint.experiment.data
+            if data not in splits:
+                splits[data] = load_split(data, options.split)
+            # A file given with --config may leave to the data what a checkpoint's own configuration says.
+            complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
+            evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
+        except QBWError as error:
+            if len(paths) == 1:
+                raise
+            _tell(f"qbw-eval: error: {error.format_message()}")
+            failed.append(path)
             continue
-        data = checkpoint.experiment.data
-        if data not in splits:
-            splits[data] = load_split(data, options.split)
-        # A file given with --config may leave to the data what a checkpoint's own configuration says.
-        complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
-        evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
         yield evaluation if options.resume else _again(evaluation, store)
 
 
@@ -157,7 +171,7 @@ def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, co
     checkpoint, plan = evaluation.checkpoint, evaluation.plan
     total = len(plan.configurations)
     if total < plan.count:
-        _tell(f"{checkpoint.path}: only {total} configurations of {list(plan.options)} exist; {plan.count} asked for")
+        _tell(f"{checkpoint.path}: {plan.count} configurations of {list(plan.options)} asked for, only {total} exist")
     done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
     accuracies: list[float] = []
     if not options.dry_run:
@@ -231,7 +245,7 @@ def _print(outcomes: list[Outcome], options: RunOptions) -> None:
         [
             (
                 Path(o.checkpoint).name,
-                *(o.epoch, o.samples, o.configurations, o.done_before, o.evaluated_now),
+                *(o.epoch + 1, o.samples, o.configurations, o.done_before, o.evaluated_now),
                 "" if o.mean_accuracy is None else f"{o.mean_accuracy:.4f}",
                 "" if o.min_accuracy is None else f"{o.min_accuracy:.4f}-{o.max_accuracy:.4f}",
             )

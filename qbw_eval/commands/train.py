@@ -6,9 +6,10 @@ from pathlib import Path
 
 from qbw_eval.commands.console import progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.experiment import load_experiment
-from qbw_eval.training import TrainingError, train, with_data_shape
+from qbw_eval.training import TrainingError, train
 from schemas.errors import InterruptedByUserError
 
 
@@ -31,7 +32,8 @@ def train_command(options: TrainOptions) -> None:
     allow_tf32(False)
     splits = load_split(experiment.data, "train"), load_split(experiment.data, "validation")
     experiment = with_data_shape(experiment, splits[0])
-    folder = _empty_folder(options.out / experiment.experiment / "checkpoints", overwrite=options.overwrite)
+    folder = options.out / experiment.experiment / "checkpoints"
+    earlier = _earlier_checkpoints(folder, overwrite=options.overwrite)
     epochs = experiment.training.epochs
     batches = epochs * -(-len(splits[0]) // experiment.training.batch_size)
     finished = 0
@@ -41,6 +43,9 @@ def train_command(options: TrainOptions) -> None:
         ) as advance:
             for result in train(experiment, *splits, folder, device=device, log=print, advance=advance):
                 finished += 1
+                for path in earlier - {result.checkpoint}:
+                    path.unlink(missing_ok=True)  # not before there is something in their place
+                earlier.clear()
                 print(flush=True)  # an empty line between the validations of two epochs
                 print(
                     f"Epoch {result.epoch + 1}/{epochs}: train loss {result.train_loss:.4f}, "
@@ -52,22 +57,20 @@ def train_command(options: TrainOptions) -> None:
     print(f"Next: make eval CKPT={folder}", file=sys.stderr)
 
 
-def _empty_folder(folder: Path, *, overwrite: bool) -> Path:
-    """Return the folder, created, without checkpoints of an earlier training.
+def _earlier_checkpoints(folder: Path, *, overwrite: bool) -> set[Path]:
+    """Return the checkpoints of an earlier training in the folder, which is created if it is not there.
 
     Raises:
         TrainingError: it has some and `overwrite` is False, or it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = sorted(folder.glob("epoch_*.pt"))
-        if earlier and not overwrite:
-            raise TrainingError(
-                f"{folder}: holds {len(earlier)} checkpoints of an earlier training; "
-                "name another --out, change 'experiment' in the file, or say --overwrite"
-            )
-        for path in earlier:
-            path.unlink()
+        earlier = set(folder.glob("epoch_*.pt"))
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror}); name another folder with --out") from None
-    return folder
+    if earlier and not overwrite:
+        raise TrainingError(
+            f"{folder}: holds {len(earlier)} checkpoints of an earlier training; "
+            "name another --out, change 'experiment' in the file, or say --overwrite"
+        )
+    return earlier

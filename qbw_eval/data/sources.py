@@ -26,6 +26,9 @@ SplitName = Literal["train", "validation", "test"]
 _DIGITS_SPLITS = {"train": (0, 1000), "validation": (1000, 1797)}
 """Sample ranges after the shuffle: 797 validation samples put the 95% sampling noise of 0.98 at one point."""
 
+_MOST_CLASSES = 100_000
+"""As many as an experiment file may name."""
+
 _INPUT_NAMES, _LABEL_NAMES = ("inputs", "x", "images", "data"), ("labels", "y", "targets", "target")
 
 
@@ -144,7 +147,12 @@ def _as_inputs(inputs: Tensor, path: Path) -> Tensor:
         raise DataError(
             f"{path}: inputs are {inputs.dtype}; expected floating point, or uint8 (which is divided by 255)"
         )
-    return inputs.float().contiguous()
+    inputs = inputs.float().contiguous()
+    if not bool(inputs.isfinite().all()):
+        raise DataError(
+            f"{path}: {int((~inputs.isfinite()).sum())} input values are NaN or infinite; remove those samples"
+        )
+    return inputs
 
 
 def _as_labels(labels: Tensor, inputs: Tensor, path: Path) -> Tensor:
@@ -154,6 +162,10 @@ def _as_labels(labels: Tensor, inputs: Tensor, path: Path) -> Tensor:
             f"expected one whole number for each of the {len(inputs)} inputs"
         )
     labels = labels.long().contiguous()
+    if int(labels.max()) >= _MOST_CLASSES:
+        raise DataError(
+            f"{path}: the largest label is {int(labels.max())}; expected fewer than {_MOST_CLASSES:,} classes"
+        )
     if int(labels.min()) < 0:
         raise DataError(f"{path}: the smallest label is {int(labels.min())}; classes count from 0")
     return labels

@@ -1,6 +1,7 @@
 """The definition of truth: the network's own forward, fake quantization and all, once per configuration."""
 
 from collections.abc import Generator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,8 +25,8 @@ class ReferenceEngine:
         self._model = model
         self._layer_names = tuple(layer_names)
 
-    def logits(self, inputs: Tensor, configurations: Sequence[BitwidthConfiguration]) -> Generator[tuple[int, Tensor]]:
-        """Yield (position in `configurations`, logits of shape (N, classes)) for one batch of inputs (N, C, H, W).
+    def logits(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> Generator[tuple[int, Tensor]]:
+        """Yield (position in `configurations`, logits of shape (N, classes)) for one batch of what the network takes.
 
         The network's bits and mode are put back when the generator ends or is closed.
         """

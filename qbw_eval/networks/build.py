@@ -9,7 +9,6 @@ from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.experiment import Experiment
 from qbw_eval.networks.resnet import SHAPES, ResNet
 from qbw_eval.quantization.layers import Quantizers
-from qbw_eval.quantization.numerics import FULL_PRECISION
 from schemas.errors import UsageError
 
 _SHOWN_MISMATCHES = 5
@@ -17,11 +16,11 @@ _SHOWN_MISMATCHES = 5
 
 def quantizers_of(experiment: Experiment) -> Quantizers:
     """Return how the experiment's layers are quantized; where quantization is off, they only offer 32 bits."""
-    method = experiment.method
+    method, options = experiment.method, experiment.layer_options
     if method is None:
-        return Quantizers(options=(FULL_PRECISION,), weight="none", activation="none")
+        return Quantizers(options=options, weight="none", activation="none")
     return Quantizers(
-        options=method.bitwidth_options,
+        options=options,
         weight=method.weight_quantization,
         activation=method.activation_quantization,
         switchable=method.switchable_clipping,

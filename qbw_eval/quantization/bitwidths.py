@@ -5,13 +5,14 @@ Reading (average, table) never changes a setting; `restored` puts settings back 
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
+from qbw_eval.cost import average_bitwidth
 from qbw_eval.layer_table import Layer, LayerTable
 from schemas.errors import UsageError, did_you_mean
 
@@ -96,7 +97,7 @@ def get_average_bitwidth(model: nn.Module) -> float:
         raise LayerError(
             "the network has no quantized layers (modules with an integer `curr_bitwidth`) to average over"
         )
-    return sum(bits) / len(bits)
+    return average_bitwidth(bits)
 
 
 def common_options(model: nn.Module) -> tuple[int, ...]:
@@ -112,8 +113,8 @@ def common_options(model: nn.Module) -> tuple[int, ...]:
     return tuple(common)
 
 
-def trace_layers(model: nn.Module, *inputs: object) -> LayerTable:
-    """Return the quantized layers in forward order, with their costs, from one forward pass in evaluation mode.
+def trace_order(model: nn.Module, *inputs: object) -> list[str]:
+    """Return the names of the quantized layers in the order in which a forward pass meets them.
 
     Args:
         model: the network; left as it was.
@@ -122,11 +123,33 @@ def trace_layers(model: nn.Module, *inputs: object) -> LayerTable:
     Raises:
         LayerError: no quantized layer takes part in the forward pass, or one that exists does not.
     """
+    return list(_trace(model, inputs, lambda _layer, _output: 0))
+
+
+def trace_layers(model: nn.Module, *inputs: object) -> LayerTable:
+    """Return the quantized layers in forward order, with their costs, from one forward pass in evaluation mode.
+
+    Args:
+        model: the network, whose quantized layers have a `weight` (out, in, ...); left as it was.
+        inputs: the arguments of `forward`, for a batch of one sample.
+
+    Raises:
+        LayerError: no quantized layer takes part in the forward pass, or one that exists does not.
+    """
+    layers = quantized_layers(model)
+    macs = _trace(model, inputs, _macs)
+    return LayerTable(tuple(_describe(name, layers[name], sum(uses)) for name, uses in macs.items()))
+
+
+def _trace(
+    model: nn.Module, inputs: Sequence[object], measure: Callable[[nn.Module, Tensor], int]
+) -> dict[str, list[int]]:
+    """Run a forward pass and return, per layer in the order of first use, what `measure` says of each of its uses."""
     names = {layer: name for name, layer in quantized_layers(model).items()}
-    uses: dict[str, list[int]] = {}  # in the order of first use
+    uses: dict[str, list[int]] = {}
 
     def note(module: nn.Module, _arguments: object, output: Tensor) -> None:
-        uses.setdefault(names[module], []).append(_macs(module, output))
+        uses.setdefault(names[module], []).append(measure(module, output))
 
     hooks = [layer.register_forward_hook(note) for layer in names]
     try:
@@ -140,8 +163,7 @@ def trace_layers(model: nn.Module, *inputs: object) -> LayerTable:
     if idle or not uses:
         what = f"quantized layers {idle} take no part in" if idle else "no quantized layer takes part in"
         raise LayerError(f"{what} the forward pass")
-    modules = {name: layer for layer, name in names.items()}
-    return LayerTable(tuple(_describe(name, modules[name], sum(macs)) for name, macs in uses.items()))
+    return uses
 
 
 def trace_layers_on_meta(model: nn.Module, input_shape: Sequence[int]) -> LayerTable:

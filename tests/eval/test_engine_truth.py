@@ -28,7 +28,7 @@ CONFIGURATIONS = UNIFORM + MIXED
 @pytest.fixture(scope="module")
 def network(demo_checkpoint: Path) -> nn.Module:
     checkpoint = read_checkpoint(demo_checkpoint)
-    assert checkpoint.experiment.bitwidth_options == OPTIONS
+    assert checkpoint.experiment.layer_options == OPTIONS
     return load_network(checkpoint.experiment, checkpoint.state, "demo")
 
 

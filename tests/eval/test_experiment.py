@@ -218,7 +218,7 @@ random_bitwidths:
   num_bitwidths: 4  # Number of random configs to test
 """)
     assert experiment.method_name == "your_method"
-    assert experiment.bitwidth_options == (8, 16, 32)
+    assert experiment.layer_options == (8, 16, 32)
     assert experiment.random_bitwidths == RandomBitwidths(num_bitwidths=4)
 
 
@@ -259,7 +259,7 @@ def test_the_width_left_out_is_the_familys(name: Any) -> None:
 def test_the_option_overrides_the_files_method() -> None:
     assert load(FULL).method_name == "first"
     experiment = load(FULL, quantization_method="second")
-    assert (experiment.method_name, experiment.bitwidth_options) == ("second", (2, 3))
+    assert (experiment.method_name, experiment.layer_options) == ("second", (2, 3))
     assert experiment.method == experiment.quantization.methods["second"]
     without = FULL.replace("quantization_method: first", "")
     assert load(without, quantization_method="second").method_name == "second"
@@ -272,7 +272,7 @@ def test_the_only_method_is_filled_in() -> None:
 @pytest.mark.parametrize("methods", ["{enable: false}", "{enable: false, a: {bitwidth_options: [2]}}"])
 def test_disabled_quantization_has_no_method(methods: str) -> None:
     experiment = load(f"model: resnet8\ndata: {{source: digits}}\nquantization: {methods}")
-    assert (experiment.method_name, experiment.method, experiment.bitwidth_options) == (None, None, ())
+    assert (experiment.method_name, experiment.method, experiment.layer_options) == (None, None, (32,))
     assert experiment_from_mapping(experiment.as_mapping(), "here") == experiment
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import Split, load_split
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, experiment_from_mapping
 from qbw_eval.networks.build import build_network, load_network
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, set_bitwidths
-from qbw_eval.training import EpochResult, TrainingError, initialize_activation_steps, train, with_data_shape
+from qbw_eval.training import EpochResult, TrainingError, initialize_activation_steps, train
 
 CPU = torch.device("cpu")
 
@@ -320,7 +321,7 @@ def test_a_last_batch_of_a_single_sample_is_left_out(tmp_path: Path) -> None:
 def test_batches_of_one_sample_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as error:
         trained(experiment(training={"batch_size": 1}), tmp_path / "out")
-    assert str(error.value) == ("training.batch_size: expected at least 2 samples for batch norm to normalize, found 1")
+    assert str(error.value) == "training.batch_size: 1; batch norm needs at least 2 samples to normalize"
 
 
 # --- the demo's promise ---------------------------------------------------------------------------------------------
@@ -338,7 +339,8 @@ def test_the_demo_is_worth_looking_at(demo_checkpoint: Path, capsys: pytest.Capt
         engine="auto",
     )
     split = load_split(checkpoint.experiment.data, "validation")
-    ((_, table),) = evaluate(prepare(checkpoint, split, settings), set())
+    evaluation = prepare(checkpoint, split, settings)
+    (table,) = evaluate(evaluation, evaluation.plan.chunks(set()))
     accuracy = {row["bitwidths"][0]: row["accuracy"] for row in table.to_pylist()}
     with capsys.disabled():
         print(f"\nthe demo's accuracy at uniform bits: {accuracy}")

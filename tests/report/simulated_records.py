@@ -43,6 +43,7 @@ def row(
         "data_id": digest("digits"),
         "num_samples": num_samples,
         "model_id": digest("model")[:32],
+        "network_id": digest("network")[:32],
         "config_id": hash_of({"bitwidths": list(bitwidths)}),
         "plan_id": digest("plan")[:32],
         "sampler": "iid/1",

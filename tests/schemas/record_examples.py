@@ -20,6 +20,7 @@ GOLDEN_ROW: Mapping[str, Any] = {
     "data_id": "11112222333344445555666677778888",
     "num_samples": 40,
     "model_id": "9999aaaabbbbccccddddeeeeffff0000",
+    "network_id": "8888aaaabbbbccccddddeeeeffff0000",
     "config_id": "12121212343434345656565678787878",
     "plan_id": "abababab00000000cdcdcdcd11111111",
     "sampler": "iid/1",

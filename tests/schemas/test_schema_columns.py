@@ -18,7 +18,8 @@ TABLES = pytest.mark.parametrize(
 # As the design lists them, with the types it promises; a change here is a change of the schema's version.
 DESIGNED = """
 record_id string, experiment string, checkpoint string, checkpoint_id string, epoch int32, dataset string, split string,
-data_id string, num_samples int64, model_id string, config_id string, plan_id string, sampler string, seed int64,
+data_id string, num_samples int64, model_id string, network_id string, config_id string, plan_id string, sampler string,
+seed int64,
 config_index int64, bitwidths list<element: int8>, bitwidth_options list<element: int8>, avg_bitwidth double,
 weighted_avg_bitwidth double, weight_bytes int64, bit_ops int64, relative_bit_ops double, accuracy double, loss double,
 correct int64, correct_mask binary, agreement double, engine string, device string, duration_s double,

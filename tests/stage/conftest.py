@@ -1,24 +1,14 @@
 """Fixtures of the stage's tests: a small network, really trained."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.experiment import experiment_from_mapping
-from qbw_eval.training import train, with_data_shape
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The tests' tensors are tiny, and on a busy machine a second thread is mostly waited for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+from qbw_eval.training import train
 
 TINY = {
     "experiment": "tiny",

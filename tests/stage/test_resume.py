@@ -295,7 +295,7 @@ COUNT = 200  # four chunks, the last of eight configurations
 def evaluator(records: Path, *words: object, waiting: Path | None = None) -> "subprocess.Popen[str]":
     """Return a real evaluator, started and left alone; with `waiting`, it makes that file in the midst of chunk 3."""
     script = f"WAITING = {str(waiting) if waiting else None!r}{CONSOLE_SCRIPT}"
-    command = [sys.executable, "-c", script, "run", *map(str, words), "--records", str(records)]
+    command = [sys.executable, "-c", script, "run", *map(str, words), "--records", str(records), "--quiet"]
     return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=one_thread())
 
 
@@ -358,7 +358,7 @@ def test_a_stopped_repetition_does_not_promise_to_be_continued(
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         words = (tiny_checkpoints, "--limit", 5, "--num-configs", 70, "--no-resume")
-        outcome = qbw_eval("run", *words, "--records", records)
+        outcome = qbw_eval("run", *words, "--records", records, "--quiet")
     finally:
         signal.signal(signal.SIGINT, earlier)
     assert (outcome.code, outcome.stdout) == (128 + number, "")
@@ -399,7 +399,7 @@ def test_a_chunk_that_another_evaluator_works_on_is_left_to_it(checkpoint: Path,
     store = RecordStore(records)
     with store.claimed(row["checkpoint_id"], row["plan_id"], 64, 64) as held:
         assert held
-        outcome = qbw_eval("run", *words, 200, "--records", records)
+        outcome = qbw_eval("run", *words, 200, "--records", records, "--quiet")
     assert outcome.code == 0
     assert outcome.stderr == f"{checkpoint}: 64 configurations were done or are being done by another evaluator\n"
     assert outcome.stdout.splitlines()[-1].startswith("Done before: 1. Evaluated now: 135.")
@@ -423,7 +423,7 @@ def test_rows_that_somebody_finished_since_the_run_began_are_not_evaluated_again
         return done(store, *identity)
 
     monkeypatch.setattr(RecordStore, "done", before_and_after)
-    outcome = qbw_eval("run", *words, 8, "--records", records)
+    outcome = qbw_eval("run", *words, 8, "--records", records, "--quiet")
     assert outcome.stdout.splitlines()[-1].startswith("Done before: 1. Evaluated now: 3.")
     assert outcome.stderr == f"{checkpoint}: 4 configurations were done or are being done by another evaluator\n"
     assert sorted(pd.read_parquet(records)["config_index"]) == list(range(8))

@@ -503,3 +503,21 @@ def test_a_tensor_hidden_in_a_cycle_is_still_checked(tmp_path: Path) -> None:
 )
 def test_a_broken_pickle_is_refused(pickled: bytes, tmp_path: Path) -> None:
     assert refusal(torch_zip(pickled, tmp_path / "a.pt")).startswith("not loadable as weights (")
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.5.0+cu121", "1.13.1"])
+def test_a_torch_with_known_ways_round_opens_nothing(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved({"a": 1}, tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "__version__", version)
+    assert refusal(path) == (
+        f"not opened: the weights-only loader of torch {version} has known ways round; install torch 2.10 or newer"
+    )
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
+def test_a_newer_torch_opens_files(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved({"a": 1}, tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "__version__", version)
+    assert load_torch_file(path).content == {"a": 1}

@@ -1,0 +1,39 @@
+"""Do data and network fit each other? What an experiment leaves open is filled in from the data."""
+
+from qbw_eval.data.sources import DataError, Split
+from qbw_eval.experiment import Experiment
+
+
+def with_data_shape(experiment: Experiment, split: Split) -> Experiment:
+    """Return the experiment with input channels, size and classes filled in from the data where it does not say."""
+    model = experiment.model
+    channels, height, width = split.input_shape
+    filled = {
+        "in_channels": model.in_channels or channels,
+        "num_classes": model.num_classes or max(2, split.num_classes),
+        "input_size": model.input_size or (height, width),
+    }
+    return experiment.model_copy(update={"model": model.model_copy(update=filled)})
+
+
+def check_data_fit(experiment: Experiment, split: Split, network: str) -> None:
+    """Check that a network can take a split's inputs and has a class for each of its labels.
+
+    Args:
+        experiment: complete settings (see `with_data_shape`).
+        split: the data.
+        network: words for the network, in errors.
+
+    Raises:
+        DataError: it cannot, or has not.
+    """
+    model = experiment.model
+    if split.input_shape[0] != model.in_channels:
+        raise DataError(
+            f"{split.dataset}: inputs have {split.input_shape[0]} channels, {network} takes {model.in_channels}"
+        )
+    if model.num_classes is not None and split.num_classes > model.num_classes:
+        raise DataError(
+            f"{split.dataset}: the largest label is {split.num_classes - 1}, "
+            f"{network} has {model.num_classes} classes, counted from 0"
+        )
