@@ -193,7 +193,7 @@ def append_time() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         store = RecordStore(Path(folder) / "records")
         # A checkpoint of its own for every part: the first 12 digits of its id are in the part's name.
-        times = [seconds(partial(store.append, f"{n:012x}", plan.plan_id, 0, rows)) for n in range(8 * ROUNDS)]
+        times = [seconds(partial(store.append, f"{n:012x}", plan.plan_id, rows)) for n in range(8 * ROUNDS)]
     return [Figure(figure="commit a part of 16 rows", values=[1000 * t for t in times], unit="ms")]
 
 

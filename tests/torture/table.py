@@ -9,19 +9,31 @@ from pathlib import Path
 
 BEGIN, END = "<!-- make torture-table: begin -->", "<!-- make torture-table: end -->"
 
-ORDER = (
+EXPECTED = (
     "kills",
     "a fault at every file operation",
-    "control: the same",
-    "power cuts",
-    "control: power cuts",
-    "races",
+    "control: the same without sync and sync_folder",
+    "control: the same without sync",
+    "control: the same without sync_folder",
+    "power cuts on ext4",
+    "power cuts on xfs",
+    "control: power cuts on ext4 without sync",
+    "control: power cuts on xfs without sync",
+    "races of 2 processes",
+    "races of 4 processes",
+    "races of 8 processes",
+    "races of 16 processes",
     "a full disk",
-    "damage",
-    "readers",
+    "damage to a part",
+    "damage to the anchor",
+    "damage to a layer table",
+    "damage, through verify",
+    "readers: pandas",
+    "readers: duckdb",
+    "readers: polars",
     "identity",
 )
-"""How the names of tests begin, in the order of the table."""
+"""The tests in the order of the table; one without a line is shown as not run."""
 
 COMMON = {"test", "trials", "failures", "seed", "unit", "machine", "date", "scale", "seconds", "skipped", "control"}
 
@@ -30,22 +42,20 @@ def render(lines: list[dict[str, object]]) -> str:
     """Return the table; of several lines of one test the last one counts."""
     last = {str(line["test"]): line for line in lines}
     rows = ["| test | trials | failures | seed | details | date |", "|---|---:|---:|---:|---|---|"]
-    for line in sorted(last.values(), key=lambda line: _place(str(line["test"]))):
+    for test in dict.fromkeys((*EXPECTED, *last)):
+        if test not in last:
+            rows.append(f"| {test} | 0 | | | not run | |")
+            continue
+        line = last[test]
         trials = f"{line['trials']:,} {line.get('unit', '')}".strip()
         failures = f"{line['failures']:,}" + (" (must fail)" if line.get("control") else "")
         details = ", ".join(f"{key.replace('_', ' ')}: {_text(v)}" for key, v in line.items() if key not in COMMON)
         if line.get("skipped"):
             trials, failures, details = "0", "", f"skipped: {line['skipped']}"
         date = str(line["date"])[:10]
-        rows.append(f"| {line['test']} | {trials} | {failures} | {line['seed']} | {details} | {date} |")
+        rows.append(f"| {test} | {trials} | {failures} | {line['seed']} | {details} | {date} |")
     machines = sorted({str(line["machine"]) for line in last.values()})
     return "\n".join([*rows, "", f"Machine: {'; '.join(machines)}."])
-
-
-def _place(test: str) -> tuple[int, str]:
-    places = [number for number, beginning in enumerate(ORDER) if test.startswith(beginning)]
-    digits = "".join(filter(str.isdigit, test))
-    return (places[0] if places else len(ORDER)), digits.zfill(4)
 
 
 def _text(value: object) -> str:
