@@ -26,6 +26,20 @@ class _Bitwidths(click.ParamType[tuple[int, ...]]):
         return tuple(sorted({int(word) for word in words}))
 
 
+class _Size(click.ParamType[int]):
+    """Bytes, in words."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from qbw_eval.memory import parse_size
+
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(package_name="qbw")
 @click.pass_context
@@ -63,11 +77,12 @@ def cli(context: click.Context) -> None:
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "reference"]),
+    type=click.Choice(["auto", "reference", "incremental", "integer"]),
     default="auto",
     show_default=True,
-    help="What computes the rows.",
+    help="What computes the rows; auto picks the fastest that is right, and says why.",
 )
+@click.option("--memory", type=_Size(), help="For data, weights and activations, such as 4GiB.  [default: 1/4 of free]")
 @click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
 @click.option("--resume/--no-resume", default=True, help="Skip what is in the records; or evaluate all of it again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and stop.")

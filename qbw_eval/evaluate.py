@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 
 import pyarrow as pa
@@ -14,19 +13,22 @@ from torch import Tensor
 
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.data.batches import Batch, batches_on
+from qbw_eval.data.batches import Batch, Batches, batches_on
 from qbw_eval.data.fit import check_data_fit
 from qbw_eval.data.sources import Split
-from qbw_eval.engine.choose import choose_engine
-from qbw_eval.engine.reference import ReferenceEngine
+from qbw_eval.engine.choose import Engine, choose_engine
 from qbw_eval.engine.tally import Measurement, Tally, predictions_of
 from qbw_eval.experiment import Experiment
+from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory
 from qbw_eval.networks.build import load_network, quantizers_of
 from qbw_eval.plan import Plan
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
-from schemas.errors import UsageError
+from schemas.errors import QBWError, UsageError
+
+_PROBED_SAMPLES = 2
+"""Samples on which engines are compared before one is trusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class EvaluationSettings:
         batch_size: samples a forward pass.
         device: where to run.
         engine: one of `engine.choose.ENGINES`.
+        memory: bytes that data on the device, weights and activations may take together; None for a quarter of what is
+            free.
         tf32: allow TensorFloat-32 on CUDA, which changes results and so the rows' identity.
     """
 
@@ -49,18 +53,31 @@ class EvaluationSettings:
     batch_size: int
     device: torch.device
     engine: str
+    memory: int | None = None
     tf32: bool = False
+
+    @property
+    def budget(self) -> MemoryBudget:
+        """What the memory is spent on."""
+        return MemoryBudget(free_memory(self.device) // 4 if self.memory is None else self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A checkpoint ready to be evaluated: what will run is decided, nothing has run yet."""
+    """A checkpoint ready to be evaluated: what will run is decided, nothing has been measured yet.
+
+    Attributes:
+        why: why it is this engine.
+        budget: the memory to spend.
+    """
 
     checkpoint: Checkpoint
     split: Split
     plan: Plan
-    engine: ReferenceEngine
+    engine: Engine
+    why: str
     settings: EvaluationSettings
+    budget: MemoryBudget
 
 
 def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) -> Evaluation:
@@ -75,7 +92,16 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
     check_data_fit(checkpoint.experiment, split, f"the network of {checkpoint.path}")
     table = trace_layers_on_meta(model, split.input_shape)
     options = options_of(checkpoint, settings.bitwidths)
-    engine = choose_engine(settings.engine, model.to(settings.device), table.names)
+    budget = settings.budget
+    choice = choose_engine(
+        settings.engine,
+        model.to(settings.device),
+        table.names,
+        split.inputs[:_PROBED_SAMPLES].to(settings.device),
+        options,
+        cache_bytes=budget.caches,
+        work=len(split) * sum(layer.macs for layer in table.layers),
+    )
     plan = Plan(
         sampler=settings.sampler,
         seed=settings.seed,
@@ -84,10 +110,18 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         table=table,
         data_id=split.data_id(),
         num_samples=len(split),
-        numerics=engine.numerics + ("+tf32" if settings.tf32 else ""),
+        numerics=choice.engine.numerics + ("+tf32" if settings.tf32 else ""),
         count=settings.num_configs,
     )
-    return Evaluation(checkpoint=checkpoint, split=split, plan=plan, engine=engine, settings=settings)
+    return Evaluation(
+        checkpoint=checkpoint,
+        split=split,
+        plan=plan,
+        engine=choice.engine,
+        why=choice.reason,
+        settings=settings,
+        budget=budget,
+    )
 
 
 def _network_facts(experiment: Experiment) -> dict[str, object]:
@@ -128,28 +162,46 @@ def evaluate(
     evaluation: Evaluation,
     chunks: Iterable[Sequence[BitwidthConfiguration]],
     advance: Callable[[float], object] = lambda _configurations: None,
+    tell: Callable[[str], object] = lambda _sentence: None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of each chunk, in the schema of `schemas.records`; a chunk is asked for when its turn has come.
 
-    The data go to the device once; each batch meets every configuration of a chunk. The reference configuration's
-    predictions are computed once, with the first chunk.
+    Each batch meets every configuration of a chunk. The reference configuration's predictions are computed once, with
+    the first chunk. Where memory runs out the batch is halved, and the chunk begins anew.
 
     Args:
         evaluation: what to run.
         chunks: consecutive configurations that are evaluated together, such as `Plan.chunks` yields.
-        advance: told how many configurations were just finished, in fractions, once a batch.
+        advance: told how many configurations were just finished, in fractions, once a batch; negative where a chunk
+            begins anew.
+        tell: told a sentence where batches become smaller.
+
+    Raises:
+        QBWError: there is not memory enough for one sample.
     """
-    settings, plan, engine = evaluation.settings, evaluation.plan, evaluation.engine
-    batches: Sequence[Batch] = ()
-    reference: Sequence[Tensor] = ()
-    provenance = _provenance(evaluation)
+    plan, provenance = evaluation.plan, _provenance(evaluation)
+    data: _Data | None = None
     for chunk in chunks:
-        if not batches:
-            batches = batches_on(evaluation.split, settings.batch_size, settings.device)
-            reference = predict(engine, batches, plan.reference)
         start = time.perf_counter()
-        per_sample = len(chunk) / len(evaluation.split)
-        measurements = measure(engine, batches, chunk, reference, partial(_advance_by, advance, per_sample))
+        measurements = None
+        while measurements is None:
+            counted = _Counted(advance, len(chunk) / len(evaluation.split))
+            try:
+                data = data or _Data.of(evaluation, chunk, tell)
+                measurements = measure(evaluation.engine, data.batches, chunk, data.reference, counted)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                smaller = (data.batch_size if data else evaluation.settings.batch_size) // 2
+                if smaller == 0:
+                    raise QBWError(
+                        f"{evaluation.checkpoint.path}: {evaluation.settings.device} has not memory enough for one "
+                        "sample; free some, or use another --device"
+                    ) from None
+                tell(f"out of memory on {evaluation.settings.device}: going on with batches of {smaller} samples")
+                evaluation = replace(evaluation, settings=replace(evaluation.settings, batch_size=smaller))
+                data = None
+                counted.take_back()
         yield record_table(
             plan,
             provenance,
@@ -160,12 +212,56 @@ def evaluate(
         )
 
 
-def _advance_by(advance: Callable[[float], object], factor: float, samples: int) -> None:
-    advance(samples * factor)
+@dataclass(frozen=True)
+class _Data:
+    """The batches, and the classes that the reference configuration predicts for each."""
+
+    batches: Batches
+    batch_size: int
+    reference: Sequence[Tensor]
+
+    @classmethod
+    def of(
+        cls, evaluation: Evaluation, configurations: Sequence[BitwidthConfiguration], tell: Callable[[str], object]
+    ) -> "_Data":
+        """Make batches that fit into the budget: else of fewer samples, and not all of them on a GPU at once."""
+        split, settings = evaluation.split, evaluation.settings
+        size = min(settings.batch_size, len(split))
+        fitting = _fitting_batch_size(evaluation, configurations)
+        if fitting < size:
+            tell(f"{fitting} samples a batch instead of {size}: more do not fit into the memory allowed (--memory)")
+            size = fitting
+        resident = settings.device.type == "cpu" or split.inputs.nbytes <= evaluation.budget.data
+        batches = batches_on(split, size, settings.device, resident=resident)
+        return cls(batches, size, predict(evaluation.engine, batches, evaluation.plan.reference))
+
+
+def _fitting_batch_size(evaluation: Evaluation, configurations: Sequence[BitwidthConfiguration]) -> int:
+    """Return how many samples' activations fit into the budget, at least 1."""
+    probed = evaluation.split.inputs[:_PROBED_SAMPLES].to(evaluation.settings.device)
+    with torch.inference_mode():
+        needed = evaluation.engine.peak_bytes(probed, configurations)
+    if not needed:
+        return evaluation.settings.batch_size
+    return max(1, evaluation.budget.activations * len(probed) // needed)
+
+
+class _Counted:
+    """Tells of finished samples as fractions of configurations, and can take back what it told."""
+
+    def __init__(self, advance: Callable[[float], object], per_sample: float) -> None:
+        self._advance, self._per_sample, self._told = advance, per_sample, 0.0
+
+    def __call__(self, samples: int) -> None:
+        self._told += samples * self._per_sample
+        self._advance(samples * self._per_sample)
+
+    def take_back(self) -> None:
+        self._advance(-self._told)
 
 
 def measure(
-    engine: ReferenceEngine,
+    engine: Engine,
     batches: Iterable[Batch],
     configurations: Sequence[BitwidthConfiguration],
     reference: Sequence[Tensor] | None = None,
@@ -193,7 +289,7 @@ def measure(
     return [tally.finish() for tally in tallies]
 
 
-def predict(engine: ReferenceEngine, batches: Sequence[Batch], configuration: BitwidthConfiguration) -> list[Tensor]:
+def predict(engine: Engine, batches: Iterable[Batch], configuration: BitwidthConfiguration) -> list[Tensor]:
     """Return, per batch, the (N,) classes that one configuration predicts, on the engine's device."""
     with torch.inference_mode():
         return [

@@ -14,6 +14,12 @@ from qbw_eval.layer_table import LayerTable
 from schemas.records import hash_of, record_id_of
 
 _CHUNK_MACS = 200 * 10**9
+"""Some seconds of work on a CPU: what an interruption may cost where the data are small."""
+
+_SHARING_CHUNK, _LONGEST_CHUNK_MACS = 16, 10**14
+"""Configurations of one chunk share a pass over the data and what they have in common: 16 do where that takes at most
+some minutes (on two cores), whatever the seconds above say."""
+
 _LARGEST_CHUNK = 64
 
 
@@ -93,8 +99,9 @@ class Plan:
 
         Part names must be the same on every machine, or two evaluators could not see each other's work.
         """
-        macs = self.num_samples * sum(layer.macs for layer in self.table.layers)
-        return max(1, min(_LARGEST_CHUNK, _CHUNK_MACS // max(1, macs)))
+        macs = max(1, self.num_samples * sum(layer.macs for layer in self.table.layers))
+        sharing = min(_SHARING_CHUNK, _LONGEST_CHUNK_MACS // macs)
+        return max(1, sharing, min(_LARGEST_CHUNK, _CHUNK_MACS // macs))
 
     def chunks(self, done: Set[int]) -> Iterator[list[BitwidthConfiguration]]:
         """Yield what is missing, in runs of consecutive indices that never cross a multiple of `chunk_size`."""

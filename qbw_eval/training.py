@@ -19,7 +19,7 @@ from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.fit import check_data_fit
 from qbw_eval.data.sources import Split
-from qbw_eval.engine.choose import choose_engine
+from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.evaluate import measure
 from qbw_eval.experiment import Experiment
 from qbw_eval.networks.build import build_network
@@ -161,7 +161,7 @@ def _validate(
         return validation.mean_accuracy, validation.mean_loss
     names, bits = list(quantized_layers(model)), experiment.trained_bitwidths[-1]
     single = BitwidthConfiguration(bitwidths=(bits,) * len(names), index=0)
-    (measurement,) = measure(choose_engine("auto", model, names), batches, [single])
+    (measurement,) = measure(ReferenceEngine(model, names), batches, [single])
     log(f"Validation: Acc={measurement.accuracy:.4f}, Loss={measurement.loss:.4f}, Bitwidth={bits}")
     return measurement.accuracy, measurement.loss
 

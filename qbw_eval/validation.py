@@ -16,6 +16,7 @@ from qbw_eval.data.batches import Batch, first_sample, to_device
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.tally import Measurement
 from qbw_eval.evaluate import measure
+from qbw_eval.memory import MemoryBudget, free_memory
 from qbw_eval.quantization.bitwidths import common_options, trace_order
 from schemas.errors import UsageError
 
@@ -166,7 +167,14 @@ def _validation(
             "validate_random_bitwidths: expected at least one configuration and one bitwidth option, "
             f"found num_configs {num_configs} and bitwidth_options {list(options)}"
         )
-    engine = choose_engine("auto", model, layer_names)
+    engine = choose_engine(
+        "auto",
+        model,
+        layer_names,
+        first_sample(first.inputs),
+        options,
+        cache_bytes=MemoryBudget(free_memory(device) // 4).caches,
+    ).engine
     return RandomBitwidthsValidation(
         layer_names=layer_names,
         configurations=tuple(configurations),

@@ -39,6 +39,7 @@ class RunOptions:
     limit: int | None
     split: SplitName
     engine: str
+    memory: int | None
     tf32: bool
     resume: bool
     dry_run: bool
@@ -81,9 +82,10 @@ def run_command(options: RunOptions) -> None:
     outcomes: list[Outcome] = []
     failed: list[Path] = []
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
+    told: set[str] = set()
     try:
         for evaluation in _evaluations(paths, experiment, options, device, store, failed):
-            outcomes.append(_run_one(evaluation, store, options, committed))
+            outcomes.append(_run_one(evaluation, store, options, committed, told))
     except (KeyboardInterrupt, _TerminatedError) as stop:
         told = (
             f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
@@ -162,12 +164,18 @@ def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device)
         batch_size=options.batch_size or checkpoint.experiment.data.batch_size,
         device=device,
         engine=options.engine,
+        memory=options.memory,
         tf32=options.tf32 and device.type == "cuda",
     )
 
 
-def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, committed: list[int]) -> Outcome:
-    """Evaluate what is missing of one checkpoint, committing chunk by chunk and noting each in `committed`."""
+def _run_one(
+    evaluation: Evaluation, store: RecordStore, options: RunOptions, committed: list[int], told: set[str]
+) -> Outcome:
+    """Evaluate what is missing of one checkpoint, committing chunk by chunk and noting each in `committed`.
+
+    Which engine runs, and why, is told once for all checkpoints that it is the same for; `told` remembers.
+    """
     checkpoint, plan = evaluation.checkpoint, evaluation.plan
     total = len(plan.configurations)
     if total < plan.count:
@@ -177,9 +185,13 @@ def _run_one(evaluation: Evaluation, store: RecordStore, options: RunOptions, co
     if not options.dry_run:
         store.add_layers(plan.table)  # before any work, so that a folder that cannot be written is told at once
         what, missing = f"{checkpoint.path.name} ({evaluation.engine.name})", total - len(done)
+        engine = f"engine: {evaluation.engine.name} ({evaluation.why})"
+        if missing and not options.quiet and engine not in told:
+            _tell(engine)
+            told.add(engine)
         chunks = _claimed_chunks(evaluation, store, done)
         with progress_on_stderr(what, missing, "configurations", quiet=options.quiet) as advance:
-            for rows in evaluate(evaluation, chunks, advance):
+            for rows in evaluate(evaluation, chunks, advance, _tell):
                 committed.append(store.append(checkpoint.sha256, plan.plan_id, rows))
                 accuracies += rows["accuracy"].to_pylist()
                 if options.verbose:

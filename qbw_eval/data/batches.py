@@ -1,6 +1,7 @@
 """A split as batches on the device: moved once, met by every configuration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,36 @@ def _for_each_tensor(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(inputs)
 
 
-def batches_on(split: Split, batch_size: int, device: torch.device) -> Sequence[Batch]:
-    """Return the split in order, in batches of `batch_size` (the last may be smaller), on `device`."""
-    inputs, labels = split.inputs.to(device), split.labels.to(device)
-    return [Batch(*pair) for pair in zip(torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True)]
+@dataclass(frozen=True)
+class Batches:
+    """Batches of a split in order, to be gone through any number of times.
+
+    Attributes:
+        pairs: inputs and labels of each batch, wherever they are kept.
+        device: where a batch is when it comes out.
+    """
+
+    pairs: Sequence[tuple[Tensor, Tensor]]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs, labels in self.pairs:
+            yield Batch(inputs.to(self.device), labels.to(self.device))
+
+
+def batches_on(split: Split, batch_size: int, device: torch.device, *, resident: bool = True) -> Batches:
+    """Return the split in batches of `batch_size` (the last may be smaller), on `device`.
+
+    Args:
+        split: the data.
+        batch_size: samples a batch.
+        device: where batches are wanted.
+        resident: keep all samples there; otherwise each batch is sent there when its turn has come, in every pass.
+    """
+    inputs, labels = split.inputs, split.labels
+    if resident:
+        inputs, labels = inputs.to(device), labels.to(device)
+    return Batches(list(zip(torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True)), device)

@@ -1,22 +1,119 @@
-"""Which engine runs. `auto` picks the fastest that is right for the network and the machine."""
+"""Which engine runs, and why: `auto` picks the fastest that is right for the network, the data and the machine."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from qbw_eval.configurations import BitwidthConfiguration, sample
+from qbw_eval.engine.graph import UntraceableError, tensors_in
+from qbw_eval.engine.incremental import IncrementalEngine
+from qbw_eval.engine.integer import DeclinedError, IntegerEngine
+from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
 
-ENGINES = ("auto", "reference")
+ENGINES = ("auto", "reference", "incremental", "integer")
+
+WORTH_COMPILING = 10**11
+"""Multiply-accumulates of one configuration on all samples (about 2 s on two cores) from which `auto` takes integers.
+
+Compiling what lies between convolutions takes half a minute, and rows of two engines are no series: so the choice must
+depend on the network and the data alone, not on how many configurations are asked for.
+"""
 
 
-def choose_engine(name: str, model: nn.Module, layer_names: Sequence[str]) -> ReferenceEngine:
-    """Return the engine called `name`.
+class Engine(Protocol):
+    """What turns a batch and configurations into logits.
+
+    Attributes:
+        name: what rows call it.
+        numerics: what its results depend on besides weights, data and bits; part of a row's identity. Engines that give
+            the same bits share it. A batch size or a device changes rounding in the last place at most and is no part.
+    """
+
+    name: str
+    numerics: str
+
+    def logits(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> Generator[tuple[int, Tensor]]:
+        """Yield (position in `configurations`, logits of shape (N, classes)) in any order, each position once.
+
+        The network's bits and mode are put back when the generator ends or is closed.
+        """
+        ...
+
+    def peak_bytes(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> int | None:
+        """Return how many bytes of activations live at once for these inputs; None where that is not known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and in a sentence without its end why it is this one."""
+
+    engine: Engine
+    reason: str
+
+
+def choose_engine(
+    name: str,
+    model: nn.Module,
+    layer_names: Sequence[str],
+    inputs: Any,
+    options: Sequence[int],
+    *,
+    cache_bytes: int,
+    work: int | None = None,
+) -> Choice:
+    """Return the engine called `name`; where that is not right for the network, the next best, and why.
+
+    A traced network is compared with the network itself, on `inputs` and some configurations, before it is trusted: a
+    graph cannot show everything that somebody's forward may do.
 
     Args:
-        name: one of `ENGINES`. So far `auto` has one to pick from.
-        model: the network, on the device it is to run on.
+        name: one of `ENGINES`.
+        model: the network, in evaluation mode, on the device it is to run on.
         layer_names: what a configuration's bitwidths belong to.
+        inputs: a few samples, on that device.
+        options: bitwidths that will be asked for.
+        cache_bytes: how much may be spent on quantized weights.
+        work: multiply-accumulates of one configuration on all samples; None where they are not known, and results are
+            to be the reference's in every bit.
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r} is not among {ENGINES}")
-    return ReferenceEngine(model, layer_names)
+    reference = ReferenceEngine(model, layer_names)
+    if name == "reference":
+        return Choice(reference, "as asked")
+    try:
+        incremental = IncrementalEngine(model, layer_names, inputs, cache_bytes)
+        _check_equal(incremental, reference, inputs, len(layer_names), options)
+    except UntraceableError as error:
+        return Choice(reference, f"{error.format_message()}, so every configuration runs whole")
+    if name == "incremental":
+        return Choice(incremental, "as asked")
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors_in(inputs))
+    if name == "auto" and not on_cpu:
+        return Choice(incremental, "equal to the reference in every bit; integers run on the CPU only")
+    if name == "auto" and (work is None or work < WORTH_COMPILING):
+        return Choice(incremental, "equal to the reference in every bit, and there is little to compute")
+    try:
+        passes = fastest_passes()
+        integer = IntegerEngine(model, layer_names, inputs, cache_bytes, passes)
+    except DeclinedError as error:
+        return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
+    between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"
+    return Choice(integer, f"exact convolutions of integers at 8 bits or fewer; what lies between them is {between}")
+
+
+def _check_equal(
+    engine: IncrementalEngine, reference: ReferenceEngine, inputs: Any, num_layers: int, options: Sequence[int]
+) -> None:
+    """Raise UntraceableError where the engine gives another bit than the reference."""
+    probes = [*sample("uniform", num_layers, options, 8, seed=0), *sample("iid", num_layers, options, 4, seed=0)]
+    with torch.inference_mode():
+        expected = dict(reference.logits(inputs, probes))
+        for position, logits in engine.logits(inputs, probes):
+            if not torch.equal(logits.nan_to_num(nan=torch.pi), expected[position].nan_to_num(nan=torch.pi)):
+                raise UntraceableError("its forward pass does more than its graph shows")

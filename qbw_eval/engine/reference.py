@@ -13,9 +13,7 @@ class ReferenceEngine:
     """Works for any network whose quantized layers carry `curr_bitwidth`.
 
     Attributes:
-        name: what rows call it.
-        numerics: what its results depend on besides weights, data and bits; part of a row's identity. Engines that give
-            the same bits share it. A batch size or a device changes rounding in the last place at most and is no part.
+        name, numerics: as in `choose.Engine`.
     """
 
     name = "reference"
@@ -35,3 +33,6 @@ class ReferenceEngine:
             for position, configuration in enumerate(configurations):
                 set_bitwidths(self._model, dict(zip(self._layer_names, configuration.bitwidths, strict=True)))
                 yield position, self._model(inputs)
+
+    def peak_bytes(self, _inputs: Any, _configurations: Sequence[BitwidthConfiguration]) -> None:
+        """Return None: what lives at the same time in somebody's forward is not known."""

@@ -60,10 +60,11 @@ def set_bitwidths(model: nn.Module, bitwidths: Mapping[str, int]) -> None:
         sides += [f"no bits for layer {name!r}" for name in missing]
         raise LayerError("the configuration does not fit the network: " + "; ".join(sides))
     for name, bits in bitwidths.items():
-        _set(layers[name], bits)
+        set_bitwidth(layers[name], bits)
 
 
-def _set(layer: nn.Module, bits: int) -> None:
+def set_bitwidth(layer: nn.Module, bits: int) -> None:
+    """Set the bits of one quantized layer, through its own `set_bitwidth` where it has one."""
     setter = getattr(layer, "set_bitwidth", None)
     if callable(setter):
         setter(bits)

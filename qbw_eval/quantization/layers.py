@@ -59,6 +59,21 @@ class Quantizers:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActivationGrid:
+    """The integers 0..largest that activations become, and what they stand for.
+
+    Attributes:
+        largest: n = 2**bits - 1.
+        clipping: the value that becomes n (DoReFa: 1, PACT: alpha); None where the step is learned instead (LSQ).
+        unit: what one integer stands for, in float64.
+    """
+
+    largest: int
+    clipping: float | None
+    unit: float
+
+
 class StepSize(nn.Module):
     """LSQ's learned steps: one for all options, or one per option."""
 
@@ -143,6 +158,40 @@ class QuantizedLayer(nn.Module):
             case "none":
                 return x
 
+    def weight_unit(self) -> float | None:
+        """Return what one integer of the quantized weights stands for; None where they are no multiples of one value.
+
+        In float64, from the very float32 values that `quantize_weight` computes with.
+        """
+        if self.curr_bitwidth == FULL_PRECISION:
+            return None
+        match self.quantizers.weight:
+            case "dorefa":
+                return 1 / numerics.largest_integer(self.curr_bitwidth)
+            case "dorefa_scaled":
+                return float(self.weight.abs().mean()) / numerics.largest_integer(self.curr_bitwidth)
+            case "lsq":
+                return float(self._of_bitwidth(self.quantize_w.step_size))
+            case "none":
+                return None
+
+    def activation_grid(self) -> ActivationGrid | None:
+        """Return the integers that `quantize_activation` rounds to; None where it does not round."""
+        if self.curr_bitwidth == FULL_PRECISION:
+            return None
+        largest = numerics.largest_integer(self.curr_bitwidth)
+        match self.quantizers.activation:
+            case "dorefa":
+                return ActivationGrid(largest=largest, clipping=1.0, unit=1 / largest)
+            case "pact":
+                alpha = float(self._of_bitwidth(self.alpha))
+                return ActivationGrid(largest=largest, clipping=alpha, unit=alpha / largest)
+            case "lsq":
+                step = float(self._of_bitwidth(self.quantize_a.step_size))
+                return ActivationGrid(largest=largest, clipping=None, unit=step)
+            case "none":
+                return None
+
     def _of_bitwidth(self, values: Tensor) -> Tensor:
         """Return the value for the current bitwidth out of (options,) or (1,) values."""
         switchable = len(values) > 1 and self.curr_bitwidth in self.bitwidth_options
@@ -171,7 +220,11 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for the argument
         """Map (N, C_in, H, W) to (N, C_out, H_out, W_out)."""
-        output: Tensor = self._conv_forward(self.quantize_activation(input), self.quantize_weight(), self.bias)
+        return self.run(self.quantize_activation(input), self.quantize_weight())
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return what the layer makes of inputs and weights that are quantized already."""
+        output: Tensor = self._conv_forward(x, weight, self.bias)
         return output
 
 
@@ -184,7 +237,11 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for the argument
         """Map (..., in_features) to (..., out_features)."""
-        return F.linear(self.quantize_activation(input), self.quantize_weight(), self.bias)
+        return self.run(self.quantize_activation(input), self.quantize_weight())
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return what the layer makes of inputs and weights that are quantized already."""
+        return F.linear(x, weight, self.bias)
 
 
 class SwitchableBatchNorm2d(nn.Module):
@@ -200,9 +257,19 @@ class SwitchableBatchNorm2d(nn.Module):
         # In a tuple, because nn.Module would register it as our child and double it in the state dict.
         self._source: Sequence[QuantizedLayer] = (source,)
 
+    @property
+    def bitwidth_sources(self) -> Sequence[QuantizedLayer]:
+        """The layers whose bits decide what this module does; engines that skip work ask every module for it."""
+        return self._source
+
+    def batch_norm_at(self, bits: int) -> nn.BatchNorm2d:
+        """Return the batch norm that runs where the source layer runs at `bits`."""
+        options = self._source[0].bitwidth_options
+        found = self.bn_dict[str(bits if bits in options else options[-1])]
+        assert isinstance(found, nn.BatchNorm2d)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, C, H, W) with the statistics of the source layer's bitwidth."""
-        source = self._source[0]
-        bits = source.curr_bitwidth if source.curr_bitwidth in source.bitwidth_options else source.bitwidth_options[-1]
-        normalized: Tensor = self.bn_dict[str(bits)](x)
+        normalized: Tensor = self.batch_norm_at(self._source[0].curr_bitwidth)(x)
         return normalized

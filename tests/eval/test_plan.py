@@ -101,12 +101,14 @@ def test_rows_name_the_samplers_version() -> None:
         (0, 0, 64),
         (10**9, 3, 64),
         (10**9, 4, 50),
-        (2 * 10**9, 10, 10),
-        (10**9, 101, 1),
+        (2 * 10**9, 10, 16),
+        (10**9, 6250, 16),
+        (10**9, 6251, 15),
+        (10**9, 60_000, 1),
         (10**9, 10**6, 1),
     ],
 )
-def test_a_chunk_is_200_billion_multiply_accumulates_but_1_to_64_configurations(
+def test_a_chunk_is_200_billion_macs_but_at_most_64_configurations_and_16_where_they_take_at_most_100_trillion(
     macs: int, samples: int, size: int
 ) -> None:
     assert replace(PLAN, table=with_macs(macs), num_samples=samples).chunk_size == size
@@ -114,7 +116,8 @@ def test_a_chunk_is_200_billion_multiply_accumulates_but_1_to_64_configurations(
 
 def planned(count: int, chunk_size: int) -> Plan:
     table = table_of((1, 1), (1, 0), (1, 0), (1, 0), (1, 0))
-    plan = replace(PLAN, table=table, num_samples=200 * 10**9 // chunk_size, count=count)
+    work = 200 * 10**9 if chunk_size >= 16 else 10**14
+    plan = replace(PLAN, table=table, num_samples=work // chunk_size, count=count)
     assert plan.chunk_size == chunk_size
     assert len(plan.configurations) == count
     return plan

@@ -30,7 +30,7 @@ from schemas.parts import decode_part, part_paths
 REPOSITORY = Path(__file__).parent.parent.parent
 assert Path(qbw_eval.__file__).is_relative_to(REPOSITORY), f"{qbw_eval.__file__} is not the code beside these tests"
 
-_CHUNK_MACS = 200 * 10**9  # what Plan.chunk_size divides by a configuration's work
+_CHUNK_MACS, _SMALL_CHUNK_MACS = 200 * 10**9, 10**14  # what Plan.chunk_size divides by a configuration's work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class MadeUpMeasurement:
 
 def plan_of(count: int, chunk_size: int, *, num_samples: int = 1000, seed: int = 0) -> Plan:
     """Return a plan of `count` configurations of a network of six layers that is evaluated in parts of `chunk_size`."""
-    macs = _CHUNK_MACS // (chunk_size * num_samples * 6)
+    macs = (_CHUNK_MACS if chunk_size >= 16 else _SMALL_CHUNK_MACS) // (chunk_size * num_samples * 6)
     table = LayerTable(
         tuple(
             Layer(

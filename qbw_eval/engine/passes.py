@@ -1,0 +1,98 @@
+"""What lies between integer convolutions: element by element, one pass over memory each where a compiler is present.
+
+Plain torch runs every operation of an expression as a pass of its own; torch.compile makes one of them all. Level
+counts, scales and bounds are tensors, so that no bitwidth compiles anything anew. Both ways give the same bits:
+multiplications and additions are not contracted (Inductor compiles with -ffp-contract=off).
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+
+import torch
+from torch import Tensor
+
+Pass = Callable[..., Tensor]
+
+
+def levels_by_clipping(x: Tensor, clipping: Tensor, largest: Tensor) -> Tensor:
+    """Return round(clamp(x, 0, clipping) * largest / clipping) as uint8: DoReFa (clipping 1) and PACT."""
+    return torch.round(torch.minimum(x.clamp(min=0), clipping) * largest / clipping).to(torch.uint8)
+
+
+def levels_by_step(x: Tensor, step: Tensor, largest: Tensor) -> Tensor:
+    """Return clamp(round(x / step), 0, largest) as uint8: LSQ."""
+    return torch.round(torch.minimum((x / step).clamp(min=0), largest)).to(torch.uint8)
+
+
+def combined(high: Tensor, low: Tensor, factor: Tensor, scale: Tensor, bias: Tensor, least: Tensor) -> Tensor:
+    """Return max((high * factor + low) * scale + bias, least): a split convolution put together (`packing.Split`).
+
+    Args:
+        high: (pixels, out).
+        low: (pixels, out) or (pixels, 1).
+        factor: a number.
+        scale: (out,).
+        bias: (out,).
+        least: 0 for ReLU, minus infinity for none.
+    """
+    return torch.maximum((high * factor + low) * scale + bias, least)
+
+
+def added(x: Tensor, other: Tensor, least: Tensor) -> Tensor:
+    """Return max(x + other, least)."""
+    return torch.maximum(x + other, least)
+
+
+def combined_and_added(
+    high: Tensor, low: Tensor, factor: Tensor, scale: Tensor, bias: Tensor, other: Tensor, least: Tensor
+) -> Tensor:
+    """Return max((high * factor + low) * scale + bias + other, least); `other` is (pixels, out)."""
+    return torch.maximum((high * factor + low) * scale + bias + other, least)
+
+
+def combined_levels(high: Tensor, low: Tensor, factor: Tensor, scale: Tensor, bias: Tensor, largest: Tensor) -> Tensor:
+    """Return round(clamp((high * factor + low) * scale + bias, 0, largest)) as uint8."""
+    value = (high * factor + low) * scale + bias
+    return torch.round(torch.minimum(value.clamp(min=0), largest)).to(torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """The passes above, as they are or compiled.
+
+    Attributes:
+        compiled: whether they are.
+    """
+
+    compiled: bool
+    levels_by_clipping: Pass = levels_by_clipping
+    levels_by_step: Pass = levels_by_step
+    added: Pass = added
+    combined: Pass = combined
+    combined_and_added: Pass = combined_and_added
+    combined_levels: Pass = combined_levels
+
+
+PLAIN = Passes(compiled=False)
+
+
+@cache
+def fastest_passes() -> Passes:
+    """Return compiled passes where torch.compile finds a C++ compiler and it works, else plain ones."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return PLAIN
+    passes = Passes(
+        compiled=True,
+        **{
+            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=True, fullgraph=True)
+            for field in fields(Passes)
+            if field.name != "compiled"
+        },
+    )
+    try:
+        passes.added(torch.zeros(4, 16), torch.zeros(4, 16), torch.zeros(()))
+    except Exception:  # a compiler that is there and does not work fails in many ways
+        return PLAIN
+    return passes

@@ -1,0 +1,140 @@
+"""A network as a list of operations, and the walk over many configurations that recomputes only what changed.
+
+As in a build system: an operation is out of date when the bits of a layer it depends on, itself or through its inputs,
+have changed since it last ran. Configurations are walked in lexicographic order of their bits in forward order, which
+changes early layers rarely; every value is dropped after its last use, which is known because the whole order is.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qbw_eval.configurations import BitwidthConfiguration
+
+Bits = tuple[int, ...]
+"""The bits of every quantized layer, in the order of the layer names."""
+
+
+Compute = Callable[[Sequence[Any], Bits], Any]
+"""What an operation does: (values of its inputs, bits of every layer) -> its value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One step of a forward pass.
+
+    Attributes:
+        name: for people.
+        inputs: where in the program its inputs are computed; all before itself.
+        layers: which layers' bits it looks at, as positions in the layer names.
+        compute: a pure function of its inputs and those bits; it changes no input, and does not depend on what was
+            walked before.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    layers: frozenset[int]
+    compute: Compute
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one configuration needs.
+
+    Attributes:
+        position: of the configuration in the list that was handed in.
+        run: the operations that are out of date, in program order, each with the values that have no use after it.
+        drop: the values that have no use after the configuration's result.
+    """
+
+    position: int
+    run: tuple[tuple[int, tuple[int, ...]], ...]
+    drop: tuple[int, ...]
+
+
+class Program:
+    """Operations in an order in which each comes after its inputs; the first is the batch, the last the result.
+
+    The batch is given, not computed, and never dropped.
+
+    Args:
+        operations: all but the batch, which is position 0 for their `inputs`.
+    """
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.operations = tuple(operations)
+        self.depends_on: list[frozenset[int]] = [frozenset()]
+        """Per position: the layers whose bits a value depends on, through any number of operations."""
+        for operation in operations:
+            inherited = (self.depends_on[position] for position in operation.inputs)
+            self.depends_on.append(operation.layers.union(*inherited))
+
+    def plan(self, configurations: Sequence[BitwidthConfiguration]) -> list[Step]:
+        """Return the walk over the configurations: lexicographic order, least work, every value dropped when it can be.
+
+        A value's last use is the last one before it is computed again; the result's use is being handed out.
+        """
+        order = sorted(range(len(configurations)), key=lambda position: configurations[position].bitwidths)
+        runs: list[list[int]] = []
+        drops: dict[tuple[int, int], list[int]] = {}  # (step, index in its run; len(run): after the result) -> values
+        last_use: dict[int, tuple[int, int]] = {}
+        before: Bits | None = None
+        result = len(self.operations)
+        for step, position in enumerate(order):
+            bits = configurations[position].bitwidths
+            changed = {layer for layer, value in enumerate(bits) if before is None or value != before[layer]}
+            runs.append([])
+            for number, operation in enumerate(self.operations, start=1):
+                if before is not None and not changed & self.depends_on[number]:
+                    continue
+                if number in last_use:
+                    drops.setdefault(last_use[number], []).append(number)
+                use = (step, len(runs[-1]))
+                last_use.update(dict.fromkeys((input_ for input_ in operation.inputs if input_ != 0), use))
+                runs[-1].append(number)
+            last_use[result] = (step, len(runs[-1]))
+            before = bits
+        for number, use in last_use.items():
+            drops.setdefault(use, []).append(number)
+        return [
+            Step(
+                position=position,
+                run=tuple((number, tuple(drops.get((step, index), ()))) for index, number in enumerate(runs[step])),
+                drop=tuple(drops.get((step, len(runs[step])), ())),
+            )
+            for step, position in enumerate(order)
+        ]
+
+    def walk(
+        self,
+        batch: Any,
+        configurations: Sequence[BitwidthConfiguration],
+        steps: Sequence[Step],
+        enter: Callable[[Bits], None] = lambda _bits: None,
+        watch: Callable[[Collection[Any]], None] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (position, result) of every configuration, in the order of `steps`.
+
+        Args:
+            batch: the value at position 0.
+            configurations: what `steps` was planned for.
+            steps: from `plan`.
+            enter: called with the bits of each configuration before anything of it is computed.
+            watch: called with all values that live, the batch first, after every operation.
+        """
+        values: dict[int, Any] = {0: batch}
+        for step in steps:
+            bits = configurations[step.position].bitwidths
+            enter(bits)
+            for number, drop in step.run:
+                operation = self.operations[number - 1]
+                inputs = [values[position] for position in operation.inputs]
+                values[number] = operation.compute(inputs, bits)
+                del inputs  # or what is dropped next would live on
+                if watch is not None:
+                    watch(values.values())
+                for position in drop:
+                    del values[position]
+            yield step.position, values[len(self.operations)]
+            for position in step.drop:
+                del values[position]

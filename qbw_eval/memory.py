@@ -1,0 +1,87 @@
+"""How much memory there is, how much of it a run may use, and when it ran out."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_UNITS = {
+    "": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", start=1)},
+    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
+}
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """A number of bytes and what it is spent on; half goes to activations, which no batch can do without.
+
+    Attributes:
+        total: bytes.
+    """
+
+    total: int
+
+    @property
+    def data(self) -> int:
+        """Bytes of samples that may stay on a GPU; more are sent there batch by batch."""
+        return self.total // 4
+
+    @property
+    def caches(self) -> int:
+        """Bytes of quantized weights that are kept."""
+        return self.total // 4
+
+    @property
+    def activations(self) -> int:
+        """Bytes of values that live at the same time."""
+        return self.total - self.data - self.caches
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes in words such as 800MB, 1.5GiB or 2000000000.
+
+    Raises:
+        ValueError: they are not such words; says which are.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        raise ValueError(f"expected a size such as 800MB, 4GiB or a number of bytes, found {text!r}")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device; on the CPU within the limits that this process lives under."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min([_available(), *_left_in_cgroup()])
+
+
+def _available() -> int:
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _left_in_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return what a container may still take: one number, or none where it is not limited."""
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return [] if limit == "max" else [max(0, int(limit) - int(used))]
+    except (OSError, ValueError):
+        return []
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device, or this machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # On the CPU torch raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
