@@ -159,7 +159,7 @@ def test_limited_takes_the_first_samples() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
 def test_batches_are_the_split_in_order(batch_size: int) -> None:
-    batches = batches_on(a_split(), batch_size, torch.device("cpu"))
+    batches = list(batches_on(a_split(), batch_size, torch.device("cpu")))
     assert [len(batch.labels) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     assert torch.equal(torch.cat([batch.inputs for batch in batches]), torch.from_numpy(IMAGES))
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()

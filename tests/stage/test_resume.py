@@ -196,10 +196,10 @@ def test_other_numerics_are_another_evaluation(
         assert run(records, *words) == (0, 2)
     choose = evaluate_module.choose_engine
 
-    def of_another_version(*arguments: Any) -> Any:
-        engine = choose(*arguments)
-        monkeypatch.setattr(type(engine), "numerics", "reference/99")
-        return engine
+    def of_another_version(*arguments: Any, **more: Any) -> Any:
+        choice = choose(*arguments, **more)
+        monkeypatch.setattr(type(choice.engine), "numerics", "reference/99")
+        return choice
 
     monkeypatch.setattr(evaluate_module, "choose_engine", of_another_version)
     assert run(records, *words) == (0, 2)

@@ -49,6 +49,8 @@ from schemas.records import RECORD_SCHEMA
 
 DIGITS = DataSettings(source="digits")
 
+ENGINE = "engine: incremental (equal to the reference in every bit, and there is little to compute)"
+
 
 def run(*words: object, records: Path) -> Outcome:
     """Run `qbw-eval run`, which must succeed."""
@@ -143,7 +145,7 @@ def test_every_column_is_what_an_independent_computation_says(
         assert row["loss"] == pytest.approx(statistics.fmean(losses), rel=1e-9)
         # provenance
         assert (row["engine"], row["device"]) == (
-            "reference",
+            "incremental",
             "cpu" if not torch.cuda.is_available() else row["device"],
         )
         assert 0 < row["duration_s"] < (ended - began).total_seconds()
@@ -268,9 +270,9 @@ def test_data_are_read_once_for_several_checkpoints_and_moved_once_for_each(
 
     batches_on = evaluate_module.batches_on
 
-    def move(*arguments: Any) -> Any:
+    def move(*arguments: Any, **more: Any) -> Any:
         moves.append(arguments[0].name)
-        return batches_on(*arguments)
+        return batches_on(*arguments, **more)
 
     monkeypatch.setattr(run_module, "load_split", read)
     monkeypatch.setattr(evaluate_module, "batches_on", move)
@@ -313,7 +315,8 @@ def test_uniform_gives_every_layer_the_same_bits_and_says_that_no_more_exist(
     assert rows[-1]["agreement"] == 1.0, "every layer at the largest option is what agreement is measured against"
     assert {row["sampler"] for row in rows} == {"uniform/1"}
     assert outcome.stderr == (
-        f"{path}: 6 configurations of [2, 4, 8] asked for, only 3 exist\n{path.name} (reference): 3 configurations\n"
+        f"{path}: 6 configurations of [2, 4, 8] asked for, only 3 exist\n"
+        f"{ENGINE}\n{path.name} (incremental): 3 configurations\n"
     )
 
 
@@ -383,8 +386,9 @@ def test_verbose_prints_the_seed_documents_line_for_every_row_and_quiet_nothing(
         f"Config {number}/5: Acc={row['accuracy']:.4f}, Loss={row['loss']:.4f}, Avg Bitwidth={row['avg_bitwidth']:.2f}"
         for number, row in enumerate(rows_in(records), start=1)
     ]
-    begun, *told = outcome.stderr.splitlines()
-    assert (begun, told) == ("epoch_003.pt (reference): 3 configurations", lines[2:]), "those evaluated now"
+    engine, begun, *told = outcome.stderr.splitlines()
+    assert engine == ENGINE
+    assert (begun, told) == ("epoch_003.pt (incremental): 3 configurations", lines[2:]), "those evaluated now"
     accuracies = [row["accuracy"] for row in rows_in(records)][2:]
     table = [line.split() for line in outcome.stdout.splitlines() if line.startswith("epoch_003.pt")]
     mean, low, high = f"{statistics.fmean(accuracies):.4f}", f"{min(accuracies):.4f}", f"{max(accuracies):.4f}"
@@ -467,7 +471,7 @@ def test_ctrl_c_keeps_finished_parts_and_the_same_command_completes_them(
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (130, "")
     kept = re.fullmatch(
-        r"epoch_003.pt \(reference\): \d+ configurations\n"
+        rf"{re.escape(ENGINE)}\nepoch_003.pt \(incremental\): \d+ configurations\n"
         rf"qbw-eval: error: interrupted; (\d+) new rows are kept in {re.escape(str(records))} "
         r"\(0 of 1 checkpoints are finished\); the same command continues\n",
         stderr,

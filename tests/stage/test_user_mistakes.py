@@ -302,7 +302,14 @@ MISTAKES: dict[str, Mistake] = {
         run(good, "--device", "cuda:x"), "--device: expected auto, cpu, cuda or cuda:INDEX, found 'cuda:x'", 2
     ),
     "--engine fast": Mistake(
-        run(good, "--engine", "fast"), "Invalid value for '--engine': 'fast' is not one of 'auto', 'reference'.", 2
+        run(good, "--engine", "fast"),
+        "Invalid value for '--engine': 'fast' is not one of 'auto', 'reference', 'incremental', 'integer'.",
+        2,
+    ),
+    "--memory much": Mistake(
+        run(good, "--memory", "much"),
+        "Invalid value for '--memory': expected a size such as 800MB, 4GiB or a number of bytes, found 'much'",
+        2,
     ),
     # --- data
     "--split test of digits": Mistake(
