@@ -100,11 +100,15 @@ def choose_engine(
         return Choice(incremental, "equal to the reference in every bit, and there is little to compute")
     try:
         passes = fastest_passes()
-        integer = IntegerEngine(model, layer_names, inputs, cache_bytes, passes)
+        integer = IntegerEngine(model, layer_names, inputs, options, cache_bytes, passes)
     except DeclinedError as error:
         return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
     between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"
-    return Choice(integer, f"exact convolutions of integers at 8 bits or fewer; what lies between them is {between}")
+    reason = f"exact convolutions of integers at 8 bits or fewer; what lies between them is {between}"
+    if integer.in_float32:
+        name, why = next(iter(integer.in_float32.items()))
+        reason += f"; {len(integer.in_float32)} layers are in float32, such as {name}: {why}"
+    return Choice(integer, reason)
 
 
 def _check_equal(

@@ -86,13 +86,14 @@ def fastest_passes() -> Passes:
     passes = Passes(
         compiled=True,
         **{
-            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=True, fullgraph=True)
+            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=True)
             for field in fields(Passes)
             if field.name != "compiled"
         },
     )
     try:
-        passes.added(torch.zeros(4, 16), torch.zeros(4, 16), torch.zeros(()))
+        with torch.inference_mode():  # compiling for the mode that engines run in
+            passes.added(torch.zeros(4, 16), torch.zeros(4, 16), torch.zeros(()))
     except Exception:  # a compiler that is there and does not work fails in many ways
         return PLAIN
     return passes

@@ -6,7 +6,7 @@ Every part but the first may be missing. A part belongs to the region only if no
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -139,8 +139,3 @@ def _is_relu(node: fx.Node, traced: TracedNetwork) -> bool:
     if node.op == "call_function":
         return node.target in _RELU_FUNCTIONS
     return node.op == "call_method" and node.target == "relu"
-
-
-def reading(nodes: Sequence[fx.Node], node: fx.Node) -> list[fx.Node]:
-    """Return which of `nodes` read `node`."""
-    return [user for user in nodes if node in user.all_input_nodes]

@@ -169,9 +169,9 @@ class QuantizedLayer(nn.Module):
             case "dorefa":
                 return 1 / numerics.largest_integer(self.curr_bitwidth)
             case "dorefa_scaled":
-                return float(self.weight.abs().mean()) / numerics.largest_integer(self.curr_bitwidth)
+                return float(self.weight.detach().abs().mean()) / numerics.largest_integer(self.curr_bitwidth)
             case "lsq":
-                return float(self._of_bitwidth(self.quantize_w.step_size))
+                return float(self._of_bitwidth(self.quantize_w.step_size.detach()))
             case "none":
                 return None
 
@@ -184,10 +184,10 @@ class QuantizedLayer(nn.Module):
             case "dorefa":
                 return ActivationGrid(largest=largest, clipping=1.0, unit=1 / largest)
             case "pact":
-                alpha = float(self._of_bitwidth(self.alpha))
+                alpha = float(self._of_bitwidth(self.alpha.detach()))
                 return ActivationGrid(largest=largest, clipping=alpha, unit=alpha / largest)
             case "lsq":
-                step = float(self._of_bitwidth(self.quantize_a.step_size))
+                step = float(self._of_bitwidth(self.quantize_a.step_size.detach()))
                 return ActivationGrid(largest=largest, clipping=None, unit=step)
             case "none":
                 return None
