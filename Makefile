@@ -9,7 +9,7 @@ RECORDS ?= results/records
 REPORT ?= results/report
 TORTURE_JSON ?= results/torture.jsonl
 # The tests of the store and the loader, which are to reach every branch of them without the help of others.
-COVERED_BY := claims safe_load store verify
+COVERED_BY := claims compact safe_load store verify
 # Extra words for the console scripts, e.g. make eval CKPT=... ARGS="--dry-run".
 ARGS ?=
 
@@ -70,13 +70,13 @@ torture-table: $(READY) ## render what `make torture` measured into docs/reliabi
 	@$(BIN)/python tests/torture/table.py '$(or $(JSON),$(TORTURE_JSON))' docs/reliability.md
 
 coverage: $(QUALITY_READY) ## branch coverage of the store and the loader by their own tests; fails under 100%
-	@echo "make: measuring the branch coverage of the store and the loader (two minutes)" >&2
+	@echo "make: measuring the branch coverage of the store and the loader (a minute or two)" >&2
 	@$(BIN)/python -m coverage run -m pytest -q -p no:cacheprovider tests/schemas $(addprefix tests/stage/test_,$(addsuffix .py,$(COVERED_BY)))
 	@$(BIN)/python -m coverage report
 
 # Results are kept in mutants/ for what did not change; without ARGS all begins anew.
-mutation: $(QUALITY_READY) ## change the store and the loader in every small way; fails if no test notices: [ARGS="qbw_eval.store.*"]
-	@echo "make: testing with a thousand mutants (an hour; one function: make mutation ARGS='*x_decode_part*')" >&2
+mutation: $(QUALITY_READY) ## change the store and the loader in every small way; fails if no test notices: [JOBS=1] [ARGS="qbw_eval.store.*"]
+	@echo "make: testing with a thousand mutants (about half an hour; one function: make mutation ARGS='*x_decode_part*')" >&2
 	@$(if $(ARGS),,rm -rf mutants)
 	@mkdir -p mutants
 	@$(BIN)/mutmut run --max-children $(or $(JOBS),1) $(ARGS) > mutants/mutmut.log 2>&1 || { tail -n 40 mutants/mutmut.log >&2; exit 1; }

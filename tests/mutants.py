@@ -81,7 +81,8 @@ def main() -> int:
     print(f"|---|{'---:|' * len(COLUMNS)}")
     for name, counts in rows.items():
         print(f"| {name} | {' | '.join(f'{counts[column]:,}' for column in COLUMNS)} |")
-    print(*unexplained, sep="\n")
+    for survivor in unexplained:
+        print(survivor)
     return 1 if unexplained else 0
 
 
