@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+QUALITY_READY := $(VENV)/.quality-ready
 
 RECORDS ?= results/records
 REPORT ?= results/report
 TORTURE_JSON ?= results/torture.jsonl
+# The tests of the store and the loader, which are to reach every branch of them without the help of others.
+COVERED_BY := claims compact safe_load store verify
 # Extra words for the console scripts, e.g. make eval CKPT=... ARGS="--dry-run".
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval report test torture torture-table check bench tensorboard clean
+.PHONY: help setup demo eval report test torture torture-table coverage mutation check bench tensorboard clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +26,11 @@ $(READY): constraints.txt pyproject.toml
 	@echo "make: creating $(VENV) and installing the pinned packages (about a minute; once)" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,test]'
+	@touch $@
+
+$(QUALITY_READY): $(READY)
+	@echo "make: installing coverage and mutmut (once)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,test,quality]'
 	@touch $@
 
 # The demo's network is tiny: on a busy machine a second thread is mostly waited for.
@@ -61,6 +69,19 @@ torture: $(READY) ## kill, race, fill, cut and damage the store: [TORTURE_SCALE=
 torture-table: $(READY) ## render what `make torture` measured into docs/reliability.md: [JSON=file]
 	@$(BIN)/python tests/torture/table.py '$(or $(JSON),$(TORTURE_JSON))' docs/reliability.md
 
+coverage: $(QUALITY_READY) ## branch coverage of the store and the loader by their own tests; fails under 100%
+	@echo "make: measuring the branch coverage of the store and the loader (a minute or two)" >&2
+	@$(BIN)/python -m coverage run -m pytest -q -p no:cacheprovider tests/schemas $(addprefix tests/stage/test_,$(addsuffix .py,$(COVERED_BY)))
+	@$(BIN)/python -m coverage report
+
+# Results are kept in mutants/ for what did not change; without ARGS all begins anew.
+mutation: $(QUALITY_READY) ## change the store and the loader in every small way; fails if no test notices: [JOBS=1] [ARGS="qbw_eval.store.*"]
+	@echo "make: testing with a thousand mutants (about half an hour; one function: make mutation ARGS='*x_decode_part*')" >&2
+	@$(if $(ARGS),,rm -rf mutants)
+	@mkdir -p mutants
+	@$(BIN)/mutmut run --max-children $(or $(JOBS),1) $(ARGS) > mutants/mutmut.log 2>&1 || { tail -n 40 mutants/mutmut.log >&2; exit 1; }
+	@$(BIN)/python tests/mutants.py
+
 check: $(READY) ## lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -70,5 +91,5 @@ bench: $(READY) ## measure, one line per figure: [JSON=file]
 	@$(BIN)/python -m benchmarks.bench $(if $(JSON),--json '$(JSON)') $(ARGS)
 
 clean: ## remove .venv and caches; results and checkpoints stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

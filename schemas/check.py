@@ -42,7 +42,7 @@ def check_records(table: pa.Table, where: str) -> None:
     _require(pc.greater(count, 0), "num_samples", "a positive number", table, where)
     _require(pc.less_equal(0, correct), "correct", "0 or more", table, where)
     _require(pc.less_equal(correct, count), "correct", "at most num_samples", table, where)
-    ratio = pc.divide(correct.cast(pa.float64()), pc.max_element_wise(count, 1).cast(pa.float64()))
+    ratio = pc.divide(correct.cast(pa.float64()), count.cast(pa.float64()))
     _require(pc.equal(table["accuracy"], ratio), "accuracy", "correct / num_samples", table, where)
     _require(pc.greater(pc.list_value_length(table["bitwidths"]), 0), "bitwidths", "at least one layer", table, where)
     _require(pc.is_valid(table["record_id"]), "record_id", "a value", table, where)

@@ -6,6 +6,7 @@ with NumPy scalars, which training loops leave in checkpoints, rebuilt by us fro
 every tensor must be an ordinary one that fits in its storage (a stride of 0 makes 16 bytes claim terabytes).
 """
 
+import codecs
 import hashlib
 import io
 import pickle
@@ -70,7 +71,7 @@ def _looks_like(data: bytes) -> str:
     if data.startswith(b"\x80"):
         return "a bare pickle, torch's format before 1.6; load and save it again with a recent torch"
     try:
-        data[:4096].decode()
+        codecs.getincrementaldecoder("utf-8")().decode(data[:4096])  # which may end within a character
     except UnicodeDecodeError:
         return "something else"
     return "text"
@@ -145,8 +146,9 @@ def _unpickle(data: bytes, path: Path) -> object:
 
 def _reason(error: pickle.UnpicklingError) -> str:
     """Return why torch refused, without its advice to load the file unsafely: the last line of what it says."""
-    said = str(error).partition("\n\nCheck the documentation")[0].strip().splitlines()
-    return said[-1].strip().removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0][:200] if said else ""
+    said = str(error).partition("\n\nCheck the documentation")[0]
+    last = (said.strip().splitlines() or ["no message"])[-1]
+    return last.strip().removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0][:200]
 
 
 def _wanted(data: bytes) -> list[str]:
@@ -166,8 +168,7 @@ class _DType:
         self.order = "<"
 
     def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
-            self.order = state[1]
+        self.order = ">" if isinstance(state, tuple) and state[1:2] == (">",) else "<"
 
 
 _FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}

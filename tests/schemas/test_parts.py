@@ -86,6 +86,29 @@ def test_a_part_says_what_it_is_in_its_metadata() -> None:
     assert of_bytes == hashlib.blake2b(blank, digest_size=16).hexdigest()
 
 
+def test_a_part_is_compressed_and_its_pages_carry_checksums_for_readers_that_know_nothing_of_us() -> None:
+    data = encode_part(table_of(golden_rows(3)), records.KIND, "here")
+    column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(RECORD_SCHEMA.get_field_index("device"))
+    assert column.compression == "ZSTD"
+    end = column.dictionary_page_offset + column.total_compressed_size
+    damaged = pa.BufferReader(data[: end - 1] + bytes([data[end - 1] ^ 1]) + data[end:])
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        pq.ParquetFile(damaged, page_checksum_verification=True).read(["device"])
+
+
+def test_a_part_that_does_not_read_back_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = pq.write_table
+
+    def write_wrong(table: pa.Table, *arguments: Any, **keywords: Any) -> None:
+        wrong = table_of([golden(loss=0.25)]).replace_schema_metadata(table.schema.metadata)
+        write(wrong, *arguments, **keywords)
+
+    monkeypatch.setattr(parts_module.pq, "write_table", write_wrong)
+    with pytest.raises(PartError) as error:
+        encode_part(table_of([golden(loss=0.5)]), records.KIND, "here")
+    assert str(error.value) == "here: damaged (its values do not match its digest); move it away and evaluate again"
+
+
 def test_a_part_of_schema_version_1_0_stays_readable() -> None:
     # Written once (tests/data/README.md) and never again: the file stands for all the records people have.
     table = decode_part((DATA / "records-1.0.parquet").read_bytes(), records.KIND, "records-1.0.parquet")
@@ -111,6 +134,13 @@ def test_slices_and_chunks_have_the_digest_of_the_whole(table: pa.Table, cuts: l
     assert digest_of(sliced) == expected
     assert digest_of(around.combine_chunks().slice(3, table.num_rows)) == expected
     assert digest_of(pa.table({name: sliced[name] for name in sliced.column_names})) == expected
+
+
+def test_a_table_in_two_chunks_has_the_digest_of_the_whole() -> None:
+    table = table_of(golden_rows(3))
+    halves = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    assert halves["loss"].num_chunks == 2
+    assert digest_of(halves) == digest_of(table)
 
 
 def test_the_digest_of_the_golden_row_is_this() -> None:
@@ -241,14 +271,28 @@ def test_a_row_count_that_is_not_the_tables_is_caught() -> None:
         decode_part(encoded(table_of(golden_rows(2)), rows="3"), records.KIND, "here")
 
 
+def same_row(times: int) -> bytes:
+    """Return a part that holds the golden row so many times, in few bytes."""
+    constant = {f.name: pa.array([GOLDEN_ROW[f.name]], f.type).take(pa.array([0] * times)) for f in RECORD_SCHEMA}
+    return encoded(pa.table(constant, schema=RECORD_SCHEMA), compression="zstd")
+
+
 def test_a_file_that_claims_more_rows_than_it_has_bytes_is_not_read() -> None:
     rows = 2**17
-    constant = {f.name: pa.array([GOLDEN_ROW[f.name]], f.type).take(pa.array([0] * rows)) for f in RECORD_SCHEMA}
-    data = encoded(pa.table(constant, schema=RECORD_SCHEMA), compression="zstd")
+    data = same_row(rows)
     assert len(data) < rows
     with pytest.raises(PartError) as error:
         decode_part(data, records.KIND, "part.parquet")
     assert str(error.value) == f"part.parquet: claims {rows} rows in {len(data)} bytes; the file is damaged"
+
+
+def test_a_file_of_one_byte_a_row_is_read() -> None:
+    rows = 2**15
+    data = same_row(rows)
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    filled = data[:footer] + bytes(rows - len(data)) + data[footer:]  # where no column's bytes lie
+    assert len(filled) == rows
+    assert decode_part(filled, records.KIND, "part.parquet").num_rows == rows
 
 
 # --- files that are not ours, or not for us -------------------------------------------------------------------------
@@ -278,6 +322,21 @@ def test_a_part_of_another_kind_is_refused() -> None:
 def test_what_is_no_parquet_is_refused(data: bytes) -> None:
     with pytest.raises(PartError, match=r"^x: not a readable Parquet file \(.+\); move it away$"):
         decode_part(data, records.KIND, "x")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("", "OSError"), ("one line\nand another", "one line"), ("long " * 100, "long " * 40)]
+)
+def test_of_what_arrow_says_the_beginning_of_the_first_line_is_told(
+    said: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_keywords: object) -> None:
+        raise OSError(said)
+
+    monkeypatch.setattr(parts_module.pq, "ParquetFile", refuse)
+    with pytest.raises(PartError) as error:
+        decode_part(b"", records.KIND, "here")
+    assert str(error.value) == f"here: not a readable Parquet file ({told}); move it away"
 
 
 @pytest.mark.parametrize("version", ["2.0", "10.3", "", "one.0", "-1.0"])

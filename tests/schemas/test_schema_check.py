@@ -53,6 +53,13 @@ def test_check_columns_refuses_a_column_that_is_there_twice() -> None:
     assert str(error.value) == "here: column 'loss' is there more than once; expected it once"
 
 
+def test_one_sample_and_one_layer_of_one_bit_are_enough() -> None:
+    for correct in (0, 1):
+        check_records(
+            table_of([golden(num_samples=1, correct=correct, accuracy=float(correct), bitwidths=[1])]), "here"
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

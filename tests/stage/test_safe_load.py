@@ -155,6 +155,18 @@ def test_the_hostile_content_is_live(tmp_path: Path) -> None:
     assert canary.exists()
 
 
+def test_the_environment_cannot_talk_us_into_running_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable of torch's makes every loading careless that does not say otherwise."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    canary = tmp_path / "canary"
+    path = saved(hostile(f"touch {canary}")["in a list"][0], tmp_path / "hostile.pt")
+    assert refusal(path) == WANTS_SYSTEM
+    assert not canary.exists()
+    with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected"):
+        torch.load(path)
+    assert canary.exists(), "the control: the variable works"
+
+
 # --- NumPy's scalars ------------------------------------------------------------------------------------------------
 
 SCALARS = [
@@ -209,6 +221,15 @@ def test_a_big_endian_numpy_number_comes_back_right(tmp_path: Path) -> None:
     assert load_torch_file(path).content == 0.3
 
 
+@pytest.mark.parametrize(
+    "state", [b"", b"Nb", b")b", b"K\x03\x85b"], ids=["none", "None", "an empty tuple", "a short one"]
+)
+def test_a_numpy_type_that_does_not_say_its_byte_order_is_little_endian(state: bytes, tmp_path: Path) -> None:
+    pickled = numpy_scalar("f8", "<", struct.pack("<d", 0.3))
+    begin, end = pickled.index(b"(K\x03"), pickled.index(b"tb") + 2
+    assert load_torch_file(torch_zip(pickled[:begin] + state + pickled[end:], tmp_path / "a.pt")).content == 0.3
+
+
 @pytest.mark.parametrize("length", [0, 1, 7, 9, 100])
 def test_numpy_bytes_of_the_wrong_length_are_refused(length: int, tmp_path: Path) -> None:
     assert refusal(torch_zip(numpy_scalar("f8", "<", b"a" * length), tmp_path / "a.pt")) == (
@@ -221,6 +242,16 @@ def test_numpy_bytes_of_the_wrong_length_are_refused(length: int, tmp_path: Path
 )
 def test_numpy_scalars_that_are_no_numbers_are_refused(scalar: object, tmp_path: Path) -> None:
     assert refusal(saved(scalar, tmp_path / "a.pt")) == "not loadable as weights (a NumPy scalar that is not a number)"
+
+
+@pytest.mark.parametrize(
+    "arguments", [b"N" + text("a") + b"\x86", b"NN\x86", b")"], ids=["no type", "nothing", "no arguments"]
+)
+def test_a_numpy_scalar_without_a_type_is_refused(arguments: bytes, tmp_path: Path) -> None:
+    pickled = b"\x80\x02cnumpy._core.multiarray\nscalar\n" + arguments + b"R."
+    assert refusal(torch_zip(pickled, tmp_path / "a.pt")) == (
+        "not loadable as weights (a NumPy scalar that is not a number)"
+    )
 
 
 @pytest.mark.parametrize("kind", ["O8", "V8", "f3", "", "d", "f8f8"])
@@ -244,6 +275,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         (b"", "an empty file; is it still being written?"),
         (b"accuracy: 0.9\n", "text"),
         ("Genauigkeit: 90 %, über alles".encode(), "text"),
+        (b"x" + "ü".encode() * 4096, "text"),  # of which a byte more or less is half a character
+        (b"x" * 4096 + b"\xff", "text"),  # as far as we look
+        (b"x" * 4095 + b"\xff", "something else"),
         (b"\x7fELF\xff\xfe", "something else"),
         (b"PK\x03\x04", "a zip that was cut short; is it still being written or copied?"),
     ],
@@ -365,6 +399,14 @@ def test_weights_whose_entry_in_the_zip_lies_are_refused(
     assert refusal(path) == sentence
 
 
+def test_a_record_that_is_marked_read_only_is_as_good_as_any(whole: bytes, tmp_path: Path) -> None:
+    changed = bytearray(whole)
+    changed[directory_entry(whole, b"archive/data/0") + 38] = 0x01
+    path = tmp_path / "a.pt"
+    path.write_bytes(changed)
+    assert repr(load_torch_file(path).content) == repr({**CHECKPOINT, "val_acc": 0.875})
+
+
 def test_a_compressed_zip_is_refused(whole: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
@@ -391,6 +433,20 @@ def test_records_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
             shared.filename = f"archive/data/{number}"
             archive.filelist.append(shared)
     assert refusal(path) == "its records claim more bytes than the file has"
+
+
+def test_records_that_claim_all_bytes_of_the_file_and_not_one_more_are_looked_at(tmp_path: Path) -> None:
+    path = torch_zip(pickle.dumps(1, protocol=2), tmp_path / "a.pt", **{"data/0": bytes(1000)})
+    with zipfile.ZipFile(path, "a") as archive:
+        shared = copy.copy(archive.getinfo("archive/data/0"))
+        shared.filename = "archive/data/1"
+        archive.filelist.append(shared)
+        archive.comment = b" "  # marks the directory as changed, so that it is written again
+    with zipfile.ZipFile(path, "a") as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+        archive.comment = b" " * (claimed - path.stat().st_size + len(archive.comment))
+    assert path.stat().st_size == claimed
+    assert refusal(path) == "damaged: the record 'archive/data/1' fails its checksum; copy the file again"
 
 
 # --- tensors that are not what they seem ----------------------------------------------------------------------------
@@ -457,6 +513,19 @@ def test_an_ordinary_tensor_comes_back(tensor: torch.Tensor, tmp_path: Path) -> 
         assert torch.equal(back, tensor)
 
 
+def test_a_tensor_of_another_device_comes_back_on_the_cpu(tmp_path: Path) -> None:
+    pickled = zipfile.ZipFile(saved({"w": torch.ones(2)}, tmp_path / "a.pt")).read("a/data.pkl")
+    assert pickled.count(text("cpu")) == 1
+    elsewhere = pickled.replace(text("cpu"), text("cuda:0"))
+    path = torch_zip(elsewhere, tmp_path / "b.pt", **{"data/0": torch.ones(2).numpy().tobytes()})
+    assert repr(load_torch_file(path).content) == repr({"w": torch.ones(2)})
+
+
+def test_the_place_of_a_tensor_shows_the_beginning_of_a_long_name(tmp_path: Path) -> None:
+    path = saved({"w" * 100: torch.zeros(1).expand(10)}, tmp_path / "a.pt")
+    assert refusal(path) == f"content['{'w' * 80}']: claims 10 elements, more than its storage holds"
+
+
 # --- shapes of content ----------------------------------------------------------------------------------------------
 
 
@@ -466,8 +535,8 @@ def nested(depth: int) -> bytes:
 
 
 def test_deep_nesting_is_refused_and_ordinary_nesting_is_not(tmp_path: Path) -> None:
-    assert load_torch_file(torch_zip(nested(60), tmp_path / "a.pt")).content is not None
-    for depth in (70, 5000):
+    assert load_torch_file(torch_zip(nested(64), tmp_path / "a.pt")).content is not None
+    for depth in (65, 5000):
         sentence = refusal(torch_zip(nested(depth), tmp_path / "a.pt"))
         assert re.fullmatch(r"nested more than 64 deep at \"(\['0'\])+\"", sentence)
 
@@ -503,6 +572,40 @@ def test_a_tensor_hidden_in_a_cycle_is_still_checked(tmp_path: Path) -> None:
 )
 def test_a_broken_pickle_is_refused(pickled: bytes, tmp_path: Path) -> None:
     assert refusal(torch_zip(pickled, tmp_path / "a.pt")).startswith("not loadable as weights (")
+
+
+def test_a_pickle_that_ends_too_early_is_refused_without_a_word_of_torch(tmp_path: Path) -> None:
+    assert refusal(torch_zip(b"", tmp_path / "a.pt")) == "not loadable as weights (EOFError: no message)"
+
+
+def test_torchs_advice_to_trust_the_file_is_not_passed_on(tmp_path: Path) -> None:
+    """Thrown away at once, so that torch cannot list the name and says itself what it thinks of it."""
+    pickled = b"\x80\x02cargparse\nNamespace\n0]."
+    assert refusal(torch_zip(pickled, tmp_path / "a.pt")) == (
+        "not loadable as weights (Unsupported global: GLOBAL argparse.Namespace was not an allowed global by default.)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (pickle.UnpicklingError(""), "no message"),
+        (pickle.UnpicklingError("Weights only load failed.\n\n  broken  "), "broken"),
+        (pickle.UnpicklingError("advice\n" + "broken " * 100), ("broken " * 100)[:200]),
+        (ValueError("one line\nand another"), "ValueError: one line"),
+        (ValueError("long " * 100), "ValueError: " + "long " * 40),
+    ],
+)
+def test_of_what_torch_says_one_line_is_told(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved({"a": 1}, tmp_path / "a.pt")
+
+    def refuse(*_arguments: object, **_keywords: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    assert refusal(path) == f"not loadable as weights ({told})"
 
 
 @pytest.mark.parametrize("version", ["2.9.1", "2.5.0+cu121", "1.13.1"])

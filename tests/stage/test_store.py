@@ -603,6 +603,23 @@ def test_without_hard_links_a_file_is_renamed_unless_the_name_is_taken(
     assert (final.read_text(), temporary.read_text()) == ("mine", "another")
 
 
+def test_where_the_kernel_refuses_a_name_that_is_taken_nobody_looks_and_then_renames(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the rename somebody may publish: here everybody looks a moment too early."""
+    temporary, final = pair
+    monkeypatch.setattr(files_module.os, "link", refusing(errno.EPERM))
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    monkeypatch.setattr(Path, "replace", refusing(errno.EIO))
+    Files().name(temporary, final)
+    assert final.read_text() == "mine"
+    temporary.write_text("another")
+    with pytest.raises(FileExistsError) as error:
+        Files().name(temporary, final)
+    assert str(error.value) == f"[Errno 17] File exists: '{final}'"
+    assert (final.read_text(), temporary.read_text()) == ("mine", "another")
+
+
 def test_relative_names_are_renamed_too(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pair[0].parent)
     monkeypatch.setattr(files_module.os, "link", refusing(errno.EPERM))
@@ -695,6 +712,13 @@ def test_making_a_folder_that_somebody_else_has_just_made_is_fine(tmp_path: Path
     assert not Files().is_folder(tmp_path / "nowhere")
 
 
+def test_a_file_where_a_folder_is_to_be_made_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as error:
+        Files().make_folder(tmp_path / "file")
+    assert (error.value.errno, error.value.strerror) == (errno.ENOTDIR, f"{tmp_path / 'file'} is no folder")
+
+
 def test_names_are_sorted_and_there_are_none_where_there_is_no_folder(tmp_path: Path) -> None:
     assert Files().names(tmp_path / "nowhere") == []
     for name in ("b", "a", "c"):
@@ -754,6 +778,13 @@ def test_the_sweep_removes_what_dead_processes_left_and_nothing_younger(store: R
     assert left_over(store) == ["b", "from the future"]
     assert store.sweep() == 0
     assert parts_in(store) == [ANCHOR_NAME, FIRST]
+
+
+@pytest.mark.parametrize(("age", "swept"), [(3600.0, 0), (3600.1, 1)])
+def test_what_is_an_hour_old_may_be_alive(store: RecordStore, faults: Faults, age: float, swept: int) -> None:
+    leftover(store, "a", 0)
+    faults.replace("age", lambda _path: age)
+    assert store.sweep() == swept
 
 
 def test_what_cannot_be_swept_stays_and_keeps_nothing_else(store: RecordStore) -> None:
