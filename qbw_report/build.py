@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from qbw_report.bins import add_bins
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
-from qbw_report.figures import plot_bitwidth_vs_accuracy, plot_metric_over_epochs
+from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import read_records
 from qbw_report.insight import Answers, answer, sentences
 from qbw_report.publish import publish
@@ -38,6 +38,7 @@ class Analysis:
         bins: `qbw_report.statistics.per_bin` of them.
         answers: one per series, in the order of their names.
         notes: sentences about what is odd in the records.
+        left_out: how many damaged parts nothing here is made from.
     """
 
     rows: pd.DataFrame
@@ -45,6 +46,7 @@ class Analysis:
     bins: pd.DataFrame
     answers: list[Answers]
     notes: list[str]
+    left_out: int
 
 
 def analyze(records: Path, *, skip_bad: bool = False) -> Analysis:
@@ -57,14 +59,15 @@ def analyze(records: Path, *, skip_bad: bool = False) -> Analysis:
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
     """
-    frame, notes = read_records(records, skip_bad=skip_bad)
+    frame, left_out = read_records(records, skip_bad=skip_bad)
     rows = add_bins(add_series(frame))
     return Analysis(
         rows=rows,
         epochs=per_epoch(rows),
         bins=per_bin(rows),
         answers=[answer(group) for _, group in rows.groupby("series")],
-        notes=[*notes, *notes_on(rows)],
+        notes=[*left_out, *notes_on(rows)],
+        left_out=len(left_out),
     )
 
 
@@ -102,11 +105,13 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
         statistics = analysis.epochs[analysis.epochs["series"] == series]
         images: dict[int, bytes] = {}
         for epoch, figure in bitwidth_figures(rows, every):
+            caution_left_out(figure, analysis.left_out)
             stem = f"{FIGURES}/{folder}/bitwidth_vs_accuracy_epoch_{epoch + 1:03d}"
             images[epoch] = png_bytes(figure)
             yield f"{stem}.png", images[epoch]
             yield f"{stem}.svg", svg_bytes(figure)
         for metric, figure in metric_figures(statistics):
+            caution_left_out(figure, analysis.left_out)
             stem = f"{FIGURES}/{folder}/{metric}_over_epochs"
             yield f"{stem}.png", png_bytes(figure)
             yield f"{stem}.svg", svg_bytes(figure)

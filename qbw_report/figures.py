@@ -127,6 +127,14 @@ def plot_metric_over_epochs(statistics: pd.DataFrame, metric: str, title: str) -
     return figure
 
 
+def caution_left_out(figure: Figure, parts: int) -> None:
+    """Say in a figure how many damaged parts it was drawn without; it may be looked at far from the report's words."""
+    if parts:
+        words = "1 damaged part of the records is" if parts == 1 else f"{parts} damaged parts of the records are"
+        # supxlabel, since the layout makes room for it.
+        figure.supxlabel(f"Incomplete: {words} left out", x=0.01, ha="left", color=MEAN, fontsize=10.5)
+
+
 def _checked_rows(bitwidths: ArrayLike, accuracies: ArrayLike) -> pd.DataFrame:
     x, y = np.asarray(bitwidths, dtype=float), np.asarray(accuracies, dtype=float)
     if x.ndim != 1 or x.shape != y.shape:

@@ -65,6 +65,9 @@ def test_told_to_skip_it_build_draws_the_rest_and_says_so(records: Path, tmp_pat
     assert document["notes"] == [note]
     assert [series["experiment"] for series in document["series"]] == ["demo"]
     assert [epoch["configs"] for epoch in document["series"][0]["epochs"]] == [6, 6]
+    pictures = list(out.rglob("*.svg"))
+    assert pictures
+    assert all("Incomplete: 1 damaged part of the records is left out" in path.read_text() for path in pictures)
 
 
 def test_told_to_skip_it_summary_says_so_too(records: Path, run_cli: RunCli) -> None:
