@@ -14,7 +14,7 @@ import click
 import torch
 
 from benchmarks.allocator import allocator_figures
-from benchmarks.engines import Bounds, engine_figures, growth_figures
+from benchmarks.engines import Bounds, Effort, engine_figures, growth_figures
 from benchmarks.figures import Figure
 from benchmarks.help import help_times
 from benchmarks.machine import machine_line
@@ -24,7 +24,9 @@ from benchmarks.store import append_time
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
 from qbw_eval.commands.device import allow_tf32, choose_device
 
-_ROUNDS, _QUICK_ROUNDS = 7, 3
+_ROUNDS, _FEW_ROUNDS = 7, 3
+_QUICK_SECONDS = 60.0
+"""Of the rounds; on a slow machine fewer are run, at least one."""
 
 _FIRST = Bounds(loop=12, plain=6, floor=1.8, sweep=0.6)
 _FIRST_AT_HIGH_BITS = Bounds(loop=3)
@@ -38,20 +40,23 @@ def _bounds(workload: Workload, device: torch.device) -> Bounds:
     return _FIRST_AT_HIGH_BITS if workload.options == HIGH_BITS else _FIRST
 
 
-def measure_all(device: torch.device, *, rounds: int, quick: bool) -> Iterator[list[Figure]]:
+def measure_all(device: torch.device, effort: Effort, *, quick: bool) -> Iterator[list[Figure]]:
     """Yield group after group of figures."""
     yield help_times()
     yield append_time()
     for workload in WORKLOADS[:1] if quick else WORKLOADS:
         prepared = prepare(workload, device)
         _tell(f"{workload.label}: auto takes {prepared.auto}: {prepared.why}")
-        yield engine_figures(prepared, rounds, _bounds(workload, device))
+        yield engine_figures(prepared, effort, _bounds(workload, device))
         if workload is WORKLOADS[0]:
-            yield memory_figures(prepared, rounds, _MEMORY if device.type == "cpu" else None)
+            engines = [prepared.auto] if quick else [prepared.auto, "incremental"]
+            yield memory_figures(
+                prepared, engines, 1 if quick else _FEW_ROUNDS, _MEMORY if device.type == "cpu" else None
+            )
             if not quick:
-                yield growth_figures(prepared, min(rounds, _QUICK_ROUNDS))
+                yield growth_figures(prepared, min(effort.rounds, _FEW_ROUNDS))
     if device.type == "cpu" and not quick:
-        yield allocator_figures(WORKLOADS[0], rounds)
+        yield allocator_figures(WORKLOADS[0], effort.rounds)
 
 
 def _tell(sentence: str) -> None:
@@ -63,7 +68,7 @@ def _tell(sentence: str) -> None:
 @click.option("--quick", is_flag=True, help="Only the first workload, in few rounds (under 3 minutes).")
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice unless given.")
-@click.option("--rounds", type=click.IntRange(min=1), help=f"Rounds; {_ROUNDS}, or {_QUICK_ROUNDS} with --quick.")
+@click.option("--rounds", type=click.IntRange(min=1), help=f"Rounds; {_ROUNDS}, or at most {_FEW_ROUNDS} with --quick.")
 def main(json_path: Path | None, quick: bool, device_name: str, threads: int | None, rounds: int | None) -> None:
     """Measure and print every figure."""
     if threads is not None:
@@ -72,8 +77,13 @@ def main(json_path: Path | None, quick: bool, device_name: str, threads: int | N
     allow_tf32(False)  # as `qbw-eval run` does
     machine = machine_line(device)
     print(f"Machine: {machine}.", flush=True)
+    effort = (
+        Effort(rounds=rounds or _FEW_ROUNDS, limit_s=_QUICK_SECONDS, incremental=16, auto_sweep=False)
+        if quick
+        else Effort(rounds=rounds or _ROUNDS)
+    )
     written: list[dict[str, object]] = []
-    for figures in measure_all(device, rounds=rounds or (_QUICK_ROUNDS if quick else _ROUNDS), quick=quick):
+    for figures in measure_all(device, effort, quick=quick):
         for figure in figures:
             print(figure.line(), flush=True)
             written.append({**figure.as_dict(), "machine": machine})

@@ -1,5 +1,6 @@
 """What a configuration costs: with every engine, with what people run today, and at the least."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,13 +35,32 @@ class Bounds:
     sweep: float | None = None
 
 
-def engine_figures(prepared: Prepared, rounds: int, bounds: Bounds) -> list[Figure]:
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        rounds: at most.
+        limit_s: of all rounds of one workload; at least one is run.
+        incremental: random configurations for the incremental engine where auto takes another.
+        auto_sweep: whether auto sweeps too.
+    """
+
+    rounds: int
+    limit_s: float = math.inf
+    incremental: int = 64
+    auto_sweep: bool = True
+
+
+def engine_figures(prepared: Prepared, effort: Effort, bounds: Bounds) -> list[Figure]:
     """Everything about random configurations and one-layer-at-a-time sweeps of one workload, in one run of rounds."""
     workload = prepared.workload
     configurations, sweep = workload.random_configurations(), workload.one_at_a_time
     full_pass = [workload.uniform_configurations[-1]]
     few = configurations[:_FEW]
-    warm = workload.uniform_configurations  # every layer at every option: all weights that will be needed
+    drawn = {"reference": few, "incremental": configurations[: effort.incremental], prepared.auto: configurations}
+    # Every layer at every option, so that no weights are missing; and some mixes, which may compile passes anew.
+    warm = [*workload.uniform_configurations, *few]
 
     timed = {
         "people's loop": Timed(action=prepared.peoples_loop(few), units=len(few)),
@@ -48,30 +68,37 @@ def engine_figures(prepared: Prepared, rounds: int, bounds: Bounds) -> list[Figu
     }
     compiled = prepared.compiled_forward()
     if compiled is not None:
-        timed["compiled bf16 forward"] = Timed(action=compiled)
+        timed[prepared.compiled_name] = Timed(action=compiled)
     for name in prepared.engines:
-        drawn = few if name == "reference" else configurations
-        # Compiled passes are compiled anew for shapes they have not seen, so that engine is warmed by the work itself.
-        first = None if name == "integer" else prepared.measuring(name, warm)
-        timed[name] = Timed(action=prepared.measuring(name, drawn), units=len(drawn), warm_up=first)
-    for name in dict.fromkeys(("incremental", prepared.auto)):
+        of = drawn.get(name, configurations)
+        timed[name] = Timed(action=prepared.measuring(name, of), units=len(of), warm_up=prepared.measuring(name, warm))
+    for name in dict.fromkeys(("incremental", *([prepared.auto] if effort.auto_sweep else []))):
         if name != "reference":
-            timed[f"sweep, {name}"] = Timed(
-                action=prepared.measuring(name, sweep), units=len(sweep), warm_up=prepared.measuring(name, warm)
+            timed[_sweep(name)] = Timed(
+                action=prepared.measuring(name, sweep), units=len(sweep), warm_up=prepared.measuring(name, full_pass)
             )
-            timed[f"full pass, {name}"] = Timed(action=prepared.measuring(name, full_pass))
+            timed[_full_pass(name)] = Timed(action=prepared.measuring(name, full_pass))
     if _has_floor(prepared):
-        drawn = [c for c in configurations if max(c.bitwidths) <= 8][:_FLOOR_CONFIGURATIONS]
-        bare = BareConvolutions(prepared.model, workload.table.names, prepared.batches[0].inputs, drawn)
-        timed["bare int8 convolutions"] = Timed(action=bare.run, units=len(drawn))
+        for_floor = configurations[:_FLOOR_CONFIGURATIONS]
+        bare = BareConvolutions(prepared.model, workload.table.names, prepared.batches[0].inputs, for_floor)
+        timed["bare int8 convolutions"] = Timed(action=bare.run, units=len(for_floor))
 
-    times = interleaved(timed, rounds, prepared.device)
+    times = interleaved(timed, effort.rounds, prepared.device, limit_s=effort.limit_s)
     times["auto"] = times[prepared.auto]
+    counts = {name: timed[name].units for name in prepared.engines}
     return [
-        *_costs(prepared, times, len(configurations)),
-        *_ratios(prepared, times, len(configurations), bounds),
+        *_costs(prepared, times, counts),
+        *_ratios(prepared, times, counts, bounds),
         *_sweeps(prepared, times, sweep, bounds),
     ]
+
+
+def _sweep(engine: str) -> str:
+    return f"sweep, {engine}"
+
+
+def _full_pass(engine: str) -> str:
+    return f"full pass, {engine}"
 
 
 def _has_floor(prepared: Prepared) -> bool:
@@ -79,41 +106,53 @@ def _has_floor(prepared: Prepared) -> bool:
     return integers_only and prepared.device.type == "cpu" and why_not_here() is None
 
 
-def _costs(prepared: Prepared, times: Mapping[str, Sequence[float]], count: int) -> list[Figure]:
+def _costs(prepared: Prepared, times: Mapping[str, Sequence[float]], counts: Mapping[str, int]) -> list[Figure]:
     """What each way costs, in milliseconds a configuration."""
-    label = prepared.workload.label
     constant = "any number of configurations"
+    engines = {
+        name: constant if name == "reference" else f"{count} random configurations" for name, count in counts.items()
+    }
     names = {
         "people's loop": constant,
         "plain fp32 forward": constant,
-        "compiled bf16 forward": constant,
-        "reference": constant,
-        "incremental": f"{count} random configurations",
-        "integer": f"{count} random configurations",
-        "auto": f"{count} random configurations; takes {prepared.auto}",
+        prepared.compiled_name: constant,
+        **engines,
+        "auto": f"{engines[prepared.auto]}; takes {prepared.auto}",
         "bare int8 convolutions": constant,
     }
     return [
-        Figure(figure=f"{name}, {label}, {of}", values=_milliseconds(times[name]), unit="ms/configuration")
+        Figure(
+            figure=f"{name}, {prepared.workload.label}, {of}",
+            values=_milliseconds(times[name]),
+            unit="ms/configuration",
+        )
         for name, of in names.items()
         if name in times
     ]
 
 
-def _ratios(prepared: Prepared, times: Mapping[str, Sequence[float]], count: int, bounds: Bounds) -> list[Figure]:
-    label = f"{prepared.workload.label}, {count} random configurations"
-    loop, auto = times["people's loop"], times["auto"]
+def _ratios(
+    prepared: Prepared, times: Mapping[str, Sequence[float]], counts: Mapping[str, int], bounds: Bounds
+) -> list[Figure]:
+    def against(above: str, below: str, at_least: float | None = None, at_most: float | None = None) -> Figure:
+        count = counts[prepared.auto if "auto" in (above, below) else below]
+        return ratio(
+            f"{above} / {below}, {prepared.workload.label}, {count} random configurations",
+            times[above],
+            times[below],
+            at_least=at_least,
+            at_most=at_most,
+        )
+
     figures = [
-        ratio(f"people's loop / auto, {label}", loop, auto, at_least=bounds.loop),
-        ratio(f"plain fp32 forward / auto, {label}", times["plain fp32 forward"], auto, at_least=bounds.plain),
+        against("people's loop", "auto", at_least=bounds.loop),
+        against("plain fp32 forward", "auto", at_least=bounds.plain),
     ]
-    if "compiled bf16 forward" in times:
-        figures.append(ratio(f"compiled bf16 forward / auto, {label}", times["compiled bf16 forward"], auto))
+    if prepared.compiled_name in times:
+        figures.append(against(prepared.compiled_name, "auto"))
     if "bare int8 convolutions" in times:
-        floor = times["bare int8 convolutions"]
-        figures.append(ratio(f"auto / bare int8 convolutions, {label}", auto, floor, at_most=bounds.floor))
-    figures += [ratio(f"people's loop / {name}, {label}", loop, times[name]) for name in prepared.engines]
-    return figures
+        figures.append(against("auto", "bare int8 convolutions", at_most=bounds.floor))
+    return figures + [against("people's loop", name) for name in prepared.engines]
 
 
 def _sweeps(
@@ -126,12 +165,12 @@ def _sweeps(
     label = f"{prepared.workload.label}, {len(sweep)} configurations"
     figures = []
     for name in prepared.engines:
-        if f"sweep, {name}" in times:
+        if _sweep(name) in times:
             figures.append(
                 ratio(
                     f"one-layer-at-a-time sweep, full passes per configuration, {name}, {label}",
-                    times[f"sweep, {name}"],
-                    times[f"full pass, {name}"],
+                    times[_sweep(name)],
+                    times[_full_pass(name)],
                     at_most=bounds.sweep if name == "incremental" else None,
                 )
             )

@@ -18,8 +18,15 @@ from qbw_eval.quantization.bitwidths import restored, set_bitwidths
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def memory_figures(prepared: Prepared, rounds: int, at_most: float | None) -> list[Figure]:
-    """The peak that the operating system (or CUDA) saw during a measurement, and what the engine says itself."""
+def memory_figures(prepared: Prepared, engines: Sequence[str], rounds: int, at_most: float | None) -> list[Figure]:
+    """The peak that the operating system (or CUDA) saw during a measurement, and what the engine says itself.
+
+    Args:
+        prepared: what is measured.
+        engines: with which.
+        rounds: how often.
+        at_most: the bound for the engine that auto takes.
+    """
     workload = prepared.workload
     configurations = workload.random_configurations()
     activations = activation_bytes(prepared, configurations[0])
@@ -27,7 +34,7 @@ def memory_figures(prepared: Prepared, rounds: int, at_most: float | None) -> li
     figures = [
         Figure(figure=f"activations of one batch, {workload.label}", values=[activations / 2**20], unit="MiB"),
     ]
-    for name in dict.fromkeys((prepared.auto, "incremental")):
+    for name in dict.fromkeys(engines):
         action = prepared.measuring(name, configurations)
         action()  # data, weights and caches are resident from here on
         peaks = [peak_bytes(action, prepared.device) for _ in range(rounds)]

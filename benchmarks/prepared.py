@@ -53,24 +53,38 @@ class Prepared:
 
     def plain_forward(self) -> Callable[[], object]:
         """Return one float32 forward pass of the unquantized network."""
-        return self._forward(self.workload.plain_model().to(self.device), bfloat16=False)
+        return self._forward(self.workload.plain_model().to(self.device), torch.float32)
+
+    @property
+    def compiled_name(self) -> str:
+        """What `compiled_forward` runs in."""
+        return f"compiled {'bf16' if self._fast_dtype == torch.bfloat16 else 'fp32'} forward"
 
     def compiled_forward(self) -> Callable[[], object] | None:
-        """Return the same through torch.compile in bfloat16; None, and a word on stderr, where that does not work."""
+        """Return the same through torch.compile, under bfloat16 autocast where the device has instructions for it.
+
+        None, and a word on stderr, where torch.compile does not work.
+        """
         model = self.workload.plain_model().to(self.device)
-        forward = self._forward(torch.compile(model), bfloat16=True)  # type: ignore[arg-type]  # a module again
+        forward = self._forward(torch.compile(model, dynamic=False), self._fast_dtype)  # type: ignore[arg-type]  # a module again
         try:
             forward()
         except Exception as error:  # whatever a compiler that is not there makes of it
-            print(f"bench: no compiled bfloat16 forward here: {error!s:.200}", file=sys.stderr)
+            print(f"bench: no {self.compiled_name} here: {error!s:.200}", file=sys.stderr)
             return None
         return forward
 
-    def _forward(self, model: nn.Module, *, bfloat16: bool) -> Callable[[], object]:
+    @property
+    def _fast_dtype(self) -> torch.dtype:
+        # Emulated bfloat16 is many times slower than float32: nobody would try it twice.
+        has_bfloat16 = self.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+
+    def _forward(self, model: nn.Module, dtype: torch.dtype) -> Callable[[], object]:
         inputs = [batch.inputs.contiguous(memory_format=torch.channels_last) for batch in self.batches]
 
         def forward() -> None:
-            autocast = torch.autocast(self.device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()
+            autocast = nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype=dtype)
             with torch.inference_mode(), autocast:
                 for batch in inputs:
                     model(batch)

@@ -1,5 +1,6 @@
 """Clocks: what is compared is timed in turn, round by round, because machines are noisy."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,13 +37,26 @@ class Timed:
     warm_up: Callable[[], object] | None = None
 
 
-def interleaved(timed: Mapping[str, Timed], rounds: int, device: torch.device | None = None) -> dict[str, list[float]]:
-    """Return seconds per unit, one a round, of everything; every second round goes backwards through the list."""
+def interleaved(
+    timed: Mapping[str, Timed], rounds: int, device: torch.device | None = None, *, limit_s: float = math.inf
+) -> dict[str, list[float]]:
+    """Return seconds per unit, one a round, of everything; every second round goes backwards through the list.
+
+    Args:
+        timed: what is compared.
+        rounds: at least 1.
+        device: to be waited for.
+        limit_s: no round begins that would, taking as long as the longest so far, end later than this; the first does.
+    """
     for one in timed.values():
         (one.warm_up or one.action)()
     times: dict[str, list[float]] = {name: [] for name in timed}
+    start, longest = time.perf_counter(), 0.0
     for number in range(rounds):
-        names = list(timed) if number % 2 == 0 else list(timed)[::-1]
-        for name in names:
+        begun = time.perf_counter()
+        if begun - start + longest > limit_s:
+            break
+        for name in timed if number % 2 == 0 else list(timed)[::-1]:
             times[name].append(seconds(timed[name].action, device) / timed[name].units)
+        longest = max(longest, time.perf_counter() - begun)
     return times
