@@ -67,7 +67,7 @@ check: $(READY) ## lint and type-check
 	@$(BIN)/mypy
 
 bench: $(READY) ## measure, one line per figure: [JSON=file] [QUICK=1: 3 minutes] [ARGS="--threads 2 --rounds 3"]
-	@echo "make: measuring on an idle machine, please (about three quarters of an hour; QUICK=1: under 3 minutes)" >&2
+	@echo "make: measuring on an idle machine, please (the better part of an hour; QUICK=1: under 3 minutes)" >&2
 	@$(BIN)/python -m benchmarks.bench $(if $(JSON),--json '$(JSON)') $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 bench-table: $(READY) ## render what `make bench JSON=file` measured into docs/performance.md: JSON=file

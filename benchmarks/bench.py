@@ -75,6 +75,9 @@ def main(json_path: Path | None, quick: bool, device_name: str, threads: int | N
         torch.set_num_threads(threads)
     device = choose_device(device_name)
     allow_tf32(False)  # as `qbw-eval run` does
+    if json_path is not None:  # now, and not after many minutes
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text("[]\n")
     machine = machine_line(device)
     print(f"Machine: {machine}.", flush=True)
     effort = (

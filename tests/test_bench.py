@@ -4,6 +4,7 @@ import doctest
 import json
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_rounds_are_interleaved_and_the_warm_up_is_not_timed():
     )
     assert order == ["warm", "b", "a", "b", "b", "a"]
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+
+
+def test_no_round_begins_that_would_end_after_the_limit_but_the_first_always_runs():
+    runs: list[None] = []
+    # The warm-up and one round: another would take the limit's whole time again.
+    interleaved({"a": Timed(action=lambda: (runs.append(None), time.sleep(0.02)))}, 5, limit_s=0.03)
+    assert len(runs) == 2
+    interleaved({"a": Timed(action=lambda: runs.append(None))}, 5, limit_s=0)
+    assert len(runs) == 4
 
 
 def test_seconds_are_divided_by_units(monkeypatch: pytest.MonkeyPatch):
