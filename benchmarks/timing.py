@@ -54,7 +54,7 @@ def interleaved(
     start, longest = time.perf_counter(), 0.0
     for number in range(rounds):
         begun = time.perf_counter()
-        if begun - start + longest > limit_s:
+        if number > 0 and begun - start + longest > limit_s:
             break
         for name in timed if number % 2 == 0 else list(timed)[::-1]:
             times[name].append(seconds(timed[name].action, device) / timed[name].units)
