@@ -36,7 +36,8 @@ def memory_figures(prepared: Prepared, engines: Sequence[str], rounds: int, at_m
     ]
     for name in dict.fromkeys(engines):
         action = prepared.measuring(name, configurations)
-        action()  # data, weights and caches are resident from here on
+        # Every layer at every option: data, weights and caches are resident from here on.
+        prepared.measuring(name, workload.uniform_configurations)()
         peaks = [peak_bytes(action, prepared.device) for _ in range(rounds)]
         bound = at_most if name == prepared.auto else None
         seen = "peak resident set" if prepared.device.type == "cpu" else "peak of CUDA's allocator"
