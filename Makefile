@@ -14,7 +14,7 @@ COVERED_BY := claims compact safe_load store verify
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval report test torture torture-table coverage mutation check bench tensorboard clean
+.PHONY: help setup demo eval report test torture torture-table coverage mutation check bench bench-table tensorboard clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,8 +87,13 @@ check: $(READY) ## lint and type-check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(READY) ## measure, one line per figure: [JSON=file]
-	@$(BIN)/python -m benchmarks.bench $(if $(JSON),--json '$(JSON)') $(ARGS)
+bench: $(READY) ## measure, one line per figure: [JSON=file] [QUICK=1: 3 minutes] [ARGS="--threads 2 --rounds 3"]
+	@echo "make: measuring on an idle machine, please (the better part of an hour; QUICK=1: under 3 minutes)" >&2
+	@$(BIN)/python -m benchmarks.bench $(if $(JSON),--json '$(JSON)') $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+bench-table: $(READY) ## render what `make bench JSON=file` measured into docs/performance.md: JSON=file
+	@test -n '$(JSON)' || { echo "make: say which figures: make bench-table JSON=results/bench.json" >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.table '$(JSON)' docs/performance.md
 
 clean: ## remove .venv and caches; results and checkpoints stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage mutants

@@ -1,5 +1,6 @@
 """How much memory there is, how much of it a run may use, and when it ran out."""
 
+import ctypes
 import os
 import re
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ _UNITS = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", start=1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
+
+
+# malloc.h: what glibc's mallopt understands.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEPT = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**26}
+_LARGEST_MMAP_THRESHOLDS = (2**30, 2**25)  # older versions of glibc refuse the first
 
 
 @dataclass(frozen=True)
@@ -85,3 +92,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # On the CPU torch raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory of this process for the next tensor; return whether it listens.
+
+    By default it hands large freed tensors back to the system at once, and the next one page-faults its way in again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    kept = [mallopt(parameter, value) == 1 for parameter, value in _KEPT.items()]
+    return all(kept) and any(mallopt(_M_MMAP_THRESHOLD, value) == 1 for value in _LARGEST_MMAP_THRESHOLDS)

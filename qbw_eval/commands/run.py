@@ -19,6 +19,7 @@ from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import DataSettings, Experiment, load_experiment
+from qbw_eval.memory import keep_freed_memory
 from qbw_eval.store import RecordStore
 from schemas.errors import InterruptedByUserError, QBWError, TerminatedError
 
@@ -76,6 +77,7 @@ def run_command(options: RunOptions) -> None:
     experiment = load_experiment(options.config) if options.config else None
     device = choose_device(options.device)
     allow_tf32(options.tf32)
+    keep_freed_memory()
     store = RecordStore(options.records)
     store.sweep()
     earlier = signal.signal(signal.SIGTERM, _terminate)

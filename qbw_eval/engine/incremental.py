@@ -49,7 +49,7 @@ class TracedEngine:
             self._planned = configurations, self.program.plan(configurations)
         with restored(self._model):
             self._model.eval()
-            yield from self.program.walk(tuple(tensors_in(inputs)), configurations, self._planned[1], self._set)
+            yield from self.program.walk(self._batch(inputs), configurations, self._planned[1], self._set)
 
     def peak_bytes(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> int:
         """Return how many bytes of values live at the same time, the batch and the weights not counted.
@@ -66,9 +66,13 @@ class TracedEngine:
         steps = self.program.plan(configurations)[:2]
         with restored(self._model):
             self._model.eval()
-            for _ in self.program.walk(tuple(tensors_in(inputs)), configurations, steps, self._set, watch):
+            for _ in self.program.walk(self._batch(inputs), configurations, steps, self._set, watch):
                 pass
         return max(peaks)
+
+    def _batch(self, inputs: Any) -> tuple[Tensor, ...]:
+        """Return a batch as the program takes it: a flat tuple of tensors."""
+        return tuple(tensors_in(inputs))
 
     def _set(self, bits: Bits) -> None:
         for layer, value in zip(self._layers, bits, strict=True):

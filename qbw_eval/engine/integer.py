@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.graph import TracedNetwork, trace_network
@@ -83,6 +83,13 @@ class IntegerEngine(TracedEngine):
             reasons = sorted(set(self.in_float32.values())) or ["QBW does not know their arithmetic"]
             raise DeclinedError(f"none of its quantized layers runs in integers: {'; '.join(reasons)}")
         super().__init__(model, layer_names, _program(traced, regions, weights))
+
+    def _batch(self, inputs: Any) -> tuple[Tensor, ...]:
+        """Return a batch as the program takes it: images in channels_last, or every rounding would transpose them."""
+        return tuple(
+            tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+            for tensor in super()._batch(inputs)
+        )
 
 
 def _check(model: nn.Module) -> None:

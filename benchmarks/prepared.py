@@ -1,0 +1,130 @@
+"""A workload ready to be timed: the network's engines, and the ways that people would go without QBW."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from benchmarks.peoples_loop import peoples_loop
+from benchmarks.workloads import Workload
+from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.data.batches import Batch
+from qbw_eval.engine.choose import Engine, choose_engine
+from qbw_eval.evaluate import measure
+from qbw_eval.networks.resnet import ResNet
+
+CACHE_BYTES = 2 * 1024**3
+_PROBED_IMAGES = 2  # as in evaluate.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A workload's network and batch on a device, and its engines.
+
+    Attributes:
+        workload: what it is made from.
+        device: where it runs.
+        model: the quantized network.
+        batches: one batch.
+        engines: those that run here, by name.
+        auto: the name of the one that `auto` takes.
+        why: its reason.
+    """
+
+    workload: Workload
+    device: torch.device
+    model: ResNet
+    batches: Sequence[Batch]
+    engines: dict[str, Engine]
+    auto: str
+    why: str
+
+    def measuring(self, engine: str, configurations: Sequence[BitwidthConfiguration]) -> Callable[[], object]:
+        """Return what measures the configurations with an engine, as `qbw-eval run` does."""
+        return lambda: measure(self.engines[engine], self.batches, configurations)
+
+    def peoples_loop(self, configurations: Sequence[BitwidthConfiguration]) -> Callable[[], object]:
+        """Return what measures them as people do today."""
+        loader, names = self.workload.loader(), self.workload.table.names
+        return lambda: peoples_loop(self.model, loader, names, configurations, self.device)
+
+    def plain_forward(self) -> Callable[[], object]:
+        """Return one float32 forward pass of the unquantized network."""
+        return self._forward(self.workload.plain_model().to(self.device), torch.float32)
+
+    @property
+    def compiled_name(self) -> str:
+        """What `compiled_forward` runs in."""
+        return f"compiled {'bf16' if self._fast_dtype == torch.bfloat16 else 'fp32'} forward"
+
+    def compiled_forward(self) -> Callable[[], object] | None:
+        """Return the same through torch.compile, under bfloat16 autocast where the device has instructions for it.
+
+        None, and a word on stderr, where torch.compile does not work.
+        """
+        model = self.workload.plain_model().to(self.device)
+        forward = self._forward(torch.compile(model, dynamic=False), self._fast_dtype)  # type: ignore[arg-type]  # a module again
+        try:
+            forward()
+        except Exception as error:  # whatever a compiler that is not there makes of it
+            print(f"bench: no {self.compiled_name} here: {error!s:.200}", file=sys.stderr)
+            return None
+        return forward
+
+    @property
+    def _fast_dtype(self) -> torch.dtype:
+        # Emulated bfloat16 is many times slower than float32: nobody would try it twice.
+        has_bfloat16 = self.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+
+    def _forward(self, model: nn.Module, dtype: torch.dtype) -> Callable[[], object]:
+        inputs = [batch.inputs.contiguous(memory_format=torch.channels_last) for batch in self.batches]
+
+        def forward() -> None:
+            autocast = nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype=dtype)
+            with torch.inference_mode(), autocast:
+                for batch in inputs:
+                    model(batch)
+
+        return forward
+
+
+def prepare(workload: Workload, device: torch.device) -> Prepared:
+    """Return a workload with every engine that runs on the device."""
+    model = workload.model().to(device)
+    batch = workload.batch_on(device)
+    engines: dict[str, Engine] = {}
+
+    def choose(name: str) -> tuple[Engine, str]:
+        choice = choose_engine(
+            name,
+            model,
+            workload.table.names,
+            batch.inputs[:_PROBED_IMAGES],
+            workload.options,
+            cache_bytes=CACHE_BYTES,
+            work=workload.work,
+        )
+        return choice.engine, choice.reason
+
+    for name in ("reference", "incremental", "integer"):
+        if name == "integer" and device.type != "cpu":
+            continue
+        engine, reason = choose(name)
+        if engine.name == name:
+            engines[name] = engine
+        else:
+            print(f"bench: {workload.label}: no {name} engine here: {reason}", file=sys.stderr)
+    auto, why = choose("auto")
+    return Prepared(
+        workload=workload,
+        device=device,
+        model=model,
+        batches=[batch],
+        engines=engines,
+        auto=auto.name,
+        why=why,
+    )
