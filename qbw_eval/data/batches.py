@@ -19,19 +19,27 @@ class Batch(NamedTuple):
 
 def to_device(inputs: Any, device: torch.device) -> Any:
     """Return a tensor, or dicts, lists and tuples of tensors, on `device`."""
-    return _for_each_tensor(inputs, lambda tensor: tensor.to(device))
+    return for_each_tensor(inputs, lambda tensor: tensor.to(device))
 
 
 def first_sample(inputs: Any) -> Any:
     """Return a batch of the first sample of a batch."""
-    return _for_each_tensor(inputs, lambda tensor: tensor[:1])
+    return for_each_tensor(inputs, lambda tensor: tensor[:1])
 
 
-def _for_each_tensor(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def tensors_in(inputs: Any) -> list[Tensor]:
+    """Return the tensors in dicts, lists and tuples of tensors, in the order in which they stand there."""
+    found: list[Tensor] = []
+    for_each_tensor(inputs, found.append)
+    return found
+
+
+def for_each_tensor(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return containers like those of `inputs` that hold what `change` makes of each tensor, in order."""
     if isinstance(inputs, Mapping):
-        return {key: _for_each_tensor(value, change) for key, value in inputs.items()}
+        return {key: for_each_tensor(value, change) for key, value in inputs.items()}
     if isinstance(inputs, list | tuple):
-        changed = [_for_each_tensor(value, change) for value in inputs]
+        changed = [for_each_tensor(value, change) for value in inputs]
         return changed if isinstance(inputs, list) else tuple(changed)
     return change(inputs)
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
-from qbw_eval.engine.graph import UntraceableError, tensors_in
+from qbw_eval.data.batches import tensors_in
+from qbw_eval.engine.graph import UntraceableError
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.passes import fastest_passes

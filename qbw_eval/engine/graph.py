@@ -7,13 +7,14 @@ the caller compares the rest with the network itself (`engine.choose`).
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from qbw_eval.data.batches import for_each_tensor, tensors_in
 from qbw_eval.quantization.bitwidths import quantized_layers, restored
 from schemas.errors import QBWError
 
@@ -49,25 +50,6 @@ class TracedNetwork:
     constants: Mapping[fx.Node, Any]
 
 
-def tensors_in(inputs: Any) -> list[Tensor]:
-    """Return the tensors in dicts, lists and tuples of tensors, in the order in which they stand there."""
-    if isinstance(inputs, Mapping):
-        inputs = list(inputs.values())
-    if isinstance(inputs, list | tuple):
-        return [tensor for value in inputs for tensor in tensors_in(value)]
-    return [inputs]
-
-
-def _refilled(inputs: Any, leaves: Iterator[Any]) -> Any:
-    """Return containers like those of `inputs` that hold `leaves` instead of tensors."""
-    if isinstance(inputs, Mapping):
-        return {key: _refilled(value, leaves) for key, value in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        values = [_refilled(value, leaves) for value in inputs]
-        return values if isinstance(inputs, list) else tuple(values)
-    return next(leaves)
-
-
 class _Root(nn.Module):
     """The network behind an input that is one flat tuple, which torch.fx understands, whatever the network takes."""
 
@@ -78,7 +60,8 @@ class _Root(nn.Module):
         self._count = len(tensors_in(inputs))
 
     def forward(self, leaves: Any) -> Any:
-        return self.network(_refilled(self._like, iter([leaves[index] for index in range(self._count)])))
+        positions = iter(range(self._count))
+        return self.network(for_each_tensor(self._like, lambda _tensor: leaves[next(positions)]))
 
 
 def bitwidth_sources(module: nn.Module) -> Sequence[nn.Module]:
