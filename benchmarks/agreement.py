@@ -14,19 +14,21 @@ from dataclasses import dataclass, field
 
 import click
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.engine.choose import Engine
+from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.passes import Passes, fastest_passes
-from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.tally import predictions_of
 from qbw_eval.networks.resnet import ResNet, Shape
 from qbw_eval.quantization.bitwidths import quantized_layers
-from qbw_eval.quantization.layers import Quantizers
+from qbw_eval.quantization.layers import QuantConv2d, Quantizers
 
 OPTIONS = (2, 4, 8)
+_CACHE = 10**9
 
 
 @dataclass(kw_only=True)
@@ -62,6 +64,8 @@ def class_changes(
 ) -> Changes:
     """Run every configuration three times, in float64, by the reference and in integers, and count.
 
+    The incremental engine stands for the reference: the same bits (tests/eval/test_incremental.py), sooner.
+
     Args:
         network: in evaluation mode.
         layer_names: what a configuration's bits belong to.
@@ -71,9 +75,9 @@ def class_changes(
         batch_size: samples a forward pass.
         tell: told the counts so far after every batch.
     """
-    truth = ReferenceEngine(copy.deepcopy(network).double(), layer_names)
-    reference = ReferenceEngine(network, layer_names)
-    integer = IntegerEngine(network, layer_names, inputs[:batch_size], 10**9, passes)
+    truth = IncrementalEngine(copy.deepcopy(network).double(), layer_names, inputs, _CACHE)
+    reference = IncrementalEngine(network, layer_names, inputs, _CACHE)
+    integer = IntegerEngine(network, layer_names, inputs[:batch_size], _CACHE, passes)
     changes = Changes(reference=[0] * len(configurations), integer=[0] * len(configurations))
     for batch in inputs.split(batch_size):
         expected = _classes(truth, batch.double(), configurations)
@@ -91,7 +95,10 @@ def _classes(engine: Engine, batch: Tensor, configurations: Sequence[BitwidthCon
 
 
 def random_network(width: int) -> nn.Module:
-    """Return a ResNet-18 for 32x32 images with random weights, its batch norms fitted to random images at 8 bits."""
+    """Return a ResNet-18 for 32x32 images with random weights that tells random images apart.
+
+    Batch norms are fitted to such images at 8 bits, and so is the classifier's bias: no class is always the largest.
+    """
     torch.manual_seed(0)
     quantizers = Quantizers(options=OPTIONS, activation="pact", switchable=True)
     shape = Shape(blocks=(2, 2, 2, 2), stem="cifar")
@@ -99,12 +106,23 @@ def random_network(width: int) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean over what it sees
+        if isinstance(module, QuantConv2d):
+            module.alpha.data.fill_(3.0)  # it starts at 8, where normalized activations never get: at 2 bits all are 0
+    images = random_images(64, seed=0)
     with torch.no_grad():
-        network.train()(torch.randn(64, 3, 32, 32))
-        # PACT starts at 8, where a normalized activation never gets: at 2 bits all would be 0.
-        for layer in quantized_layers(network).values():
-            layer.alpha.data.fill_(3.0)  # type: ignore[union-attr, operator]  # a parameter
-    return network.eval()
+        network.train()(images)
+        network.eval()
+        assert isinstance(network.fc, nn.Linear)
+        network.fc.bias -= network(images).mean(dim=0)
+    return network
+
+
+def random_images(count: int, seed: int) -> Tensor:
+    """Return (count, 3, 32, 32) images of smooth blobs with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    blobs = torch.randn(count, 3, 4, 4, generator=generator)
+    noise = torch.randn(count, 3, 32, 32, generator=generator)
+    return F.interpolate(blobs, size=32, mode="bilinear") + 0.3 * noise
 
 
 @click.command()
@@ -116,7 +134,7 @@ def main(images: int, count: int, width: int) -> None:
     network = random_network(width)
     names = list(quantized_layers(network))
     configurations = sample("iid", len(names), OPTIONS, count, seed=0)
-    inputs = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    inputs = random_images(images, seed=1)
     changes = class_changes(
         network, names, inputs, configurations, fastest_passes(), tell=lambda so_far: print(so_far, file=sys.stderr)
     )
