@@ -87,14 +87,14 @@ def run_command(options: RunOptions) -> None:
         for evaluation in _evaluations(paths, experiment, options, device, store, failed):
             outcomes.append(_run_one(evaluation, store, options, committed, told))
     except (KeyboardInterrupt, _TerminatedError) as stop:
-        told = (
+        sentence = (
             f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
             f"{sum(committed)} new rows are kept in {options.records} "
             f"({len(outcomes)} of {len(paths)} checkpoints are finished); "
             + ("the same command continues" if options.resume else "the same command evaluates all of it once more")
         )
         error = TerminatedError if isinstance(stop, _TerminatedError) else InterruptedByUserError
-        raise error(told) from None
+        raise error(sentence) from None
     finally:
         signal.signal(signal.SIGTERM, earlier)
     _print(outcomes, options)
