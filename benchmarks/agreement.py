@@ -79,7 +79,7 @@ def class_changes(
     reference = IncrementalEngine(network, layer_names, inputs, _CACHE)
     integer = IntegerEngine(network, layer_names, inputs[:batch_size], _CACHE, passes)
     changes = Changes(reference=[0] * len(configurations), integer=[0] * len(configurations))
-    for batch in inputs.split(batch_size):
+    for batch in torch.split(inputs, batch_size):
         expected = _classes(truth, batch.double(), configurations)
         for engine, counts in ((reference, changes.reference), (integer, changes.integer)):
             for position, classes in _classes(engine, batch, configurations).items():
@@ -113,7 +113,7 @@ def random_network(width: int) -> nn.Module:
         network.train()(images)
         network.eval()
         assert isinstance(network.fc, nn.Linear)
-        network.fc.bias -= network(images).mean(dim=0)
+        network.fc.bias.sub_(network(images).mean(dim=0))
     return network
 
 
