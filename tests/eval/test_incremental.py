@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +20,16 @@ from random_networks import (
     random_configurations,
     randomize,
 )
+from references import RESNET8_LAYERS
 from torch import Tensor, nn
 
+from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.configurations import sample
+from qbw_eval.data.sources import load_split
 from qbw_eval.engine.incremental import IncrementalEngine, QuantizedWeights
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.walk import Operation
+from qbw_eval.networks.build import load_network
 from qbw_eval.quantization import layers as layers_module
 from qbw_eval.quantization.bitwidths import get_bitwidths
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers
@@ -77,6 +83,17 @@ def test_neither_order_nor_company_changes_a_bit(data: st.DataObject) -> None:
         alone = data.draw(st.sampled_from(range(len(configurations))))
         ((_, logits),) = engine.logits(case.inputs, [configurations[alone]])
         assert torch.equal(logits, together[alone])
+
+
+def test_every_bit_is_the_references_on_the_demos_trained_network(demo_checkpoint: Path) -> None:
+    checkpoint = read_checkpoint(demo_checkpoint)
+    network = load_network(checkpoint.experiment, checkpoint.state, "demo")
+    inputs = load_split(checkpoint.experiment.data, "validation").inputs[:200]
+    configurations = [*sample("iid", 8, (2, 4, 8), 10, seed=5), *sample("uniform", 8, (2, 4, 8, 32), 4, seed=0)]
+    with torch.inference_mode():
+        found = dict(IncrementalEngine(network, RESNET8_LAYERS, inputs, MUCH).logits(inputs, configurations))
+        for position, expected in ReferenceEngine(network, RESNET8_LAYERS).logits(inputs, configurations):
+            assert torch.equal(found[position], expected)
 
 
 def test_the_random_networks_are_worth_comparing() -> None:

@@ -35,6 +35,7 @@ from benchmarks.agreement import class_changes, random_images, random_network
 from qbw_eval.checkpoints.native import read_checkpoint
 from qbw_eval.configurations import sample
 from qbw_eval.data.sources import Split, load_split
+from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.packing import pairs_saturate, why_not_here
 from qbw_eval.engine.passes import PLAIN
@@ -511,8 +512,9 @@ def test_accuracies_on_the_trained_network_are_the_references_but_for_a_sample(
     trained: tuple[nn.Module, Split], capsys: pytest.CaptureFixture[str]
 ) -> None:
     network, split = trained
+    names = references.RESNET8_LAYERS
     correct = []
-    for engine in (ReferenceEngine(network, references.RESNET8_LAYERS), engine_of(network, split.inputs)):
+    for engine in (ReferenceEngine(network, names), IntegerEngine(network, names, split.inputs, MUCH, PLAIN)):
         tallies = [Tally() for _ in TWENTY]
         for tally, logits in zip(tallies, logits_of(engine, split.inputs, TWENTY), strict=True):
             tally.update(logits, split.labels)
@@ -523,12 +525,13 @@ def test_accuracies_on_the_trained_network_are_the_references_but_for_a_sample(
     assert max(map(abs, differences)) <= 1
 
 
-def test_predictions_do_not_depend_on_the_batch_size(trained: tuple[nn.Module, Split]) -> None:
+@pytest.mark.parametrize("kind", [IntegerEngine, IncrementalEngine])
+def test_predictions_do_not_depend_on_the_batch_size(trained: tuple[nn.Module, Split], kind: type[Any]) -> None:
     network, split = trained
-    inputs = split.inputs[:300]
-    engine = engine_of(network, inputs[:64])
+    inputs = split.inputs[:150]
+    engine = kind(network, references.RESNET8_LAYERS, inputs[:64], MUCH)
     whole = [predictions_of(logits) for logits in logits_of(engine, inputs, TWENTY[:6])]
-    for size in (300, 64, 7):
+    for size in (64, 7):
         parts = [logits_of(engine, batch, TWENTY[:6]) for batch in inputs.split(size)]
         for position, expected in enumerate(whole):
             assert torch.equal(torch.cat([predictions_of(part[position]) for part in parts]), expected)
