@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -180,6 +180,7 @@ def evaluate(
         QBWError: there is not memory enough for one sample.
     """
     plan, provenance = evaluation.plan, _provenance(evaluation)
+    batch_size: int | None = None
     data: _Data | None = None
     for chunk in chunks:
         start = time.perf_counter()
@@ -187,19 +188,19 @@ def evaluate(
         while measurements is None:
             counted = _Counted(advance, len(chunk) / len(evaluation.split))
             try:
-                data = data or _Data.of(evaluation, chunk, tell)
+                batch_size = batch_size or _batch_size(evaluation, chunk, tell)
+                data = data or _Data.of(evaluation, batch_size)
                 measurements = measure(evaluation.engine, data.batches, chunk, data.reference, counted)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                smaller = (data.batch_size if data else evaluation.settings.batch_size) // 2
-                if smaller == 0:
+                batch_size = (batch_size or _wanted_batch_size(evaluation)) // 2
+                if batch_size == 0:
                     raise QBWError(
                         f"{evaluation.checkpoint.path}: {evaluation.settings.device} has not memory enough for one "
                         "sample; free some, or use another --device"
                     ) from None
-                tell(f"out of memory on {evaluation.settings.device}: going on with batches of {smaller} samples")
-                evaluation = replace(evaluation, settings=replace(evaluation.settings, batch_size=smaller))
+                tell(f"out of memory on {evaluation.settings.device}: going on with batches of {_samples(batch_size)}")
                 data = None
                 counted.take_back()
         yield record_table(
@@ -217,33 +218,41 @@ class _Data:
     """The batches, and the classes that the reference configuration predicts for each."""
 
     batches: Batches
-    batch_size: int
     reference: Sequence[Tensor]
 
     @classmethod
-    def of(
-        cls, evaluation: Evaluation, configurations: Sequence[BitwidthConfiguration], tell: Callable[[str], object]
-    ) -> "_Data":
-        """Make batches that fit into the budget: else of fewer samples, and not all of them on a GPU at once."""
+    def of(cls, evaluation: Evaluation, batch_size: int) -> "_Data":
+        """Make batches; all of them are on a GPU at once where the budget allows it."""
         split, settings = evaluation.split, evaluation.settings
-        size = min(settings.batch_size, len(split))
-        fitting = _fitting_batch_size(evaluation, configurations)
-        if fitting < size:
-            tell(f"{fitting} samples a batch instead of {size}: more do not fit into the memory allowed (--memory)")
-            size = fitting
         resident = settings.device.type == "cpu" or split.inputs.nbytes <= evaluation.budget.data
-        batches = batches_on(split, size, settings.device, resident=resident)
-        return cls(batches, size, predict(evaluation.engine, batches, evaluation.plan.reference))
+        batches = batches_on(split, batch_size, settings.device, resident=resident)
+        return cls(batches, predict(evaluation.engine, batches, evaluation.plan.reference))
 
 
-def _fitting_batch_size(evaluation: Evaluation, configurations: Sequence[BitwidthConfiguration]) -> int:
-    """Return how many samples' activations fit into the budget, at least 1."""
+def _samples(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"
+
+
+def _wanted_batch_size(evaluation: Evaluation) -> int:
+    return min(evaluation.settings.batch_size, len(evaluation.split))
+
+
+def _batch_size(
+    evaluation: Evaluation, configurations: Sequence[BitwidthConfiguration], tell: Callable[[str], object]
+) -> int:
+    """Return the batch size asked for, or a fitting one where so many do not fit into the budget.
+
+    At least 1: whether that fits is seen when it runs.
+    """
+    wanted = _wanted_batch_size(evaluation)
     probed = evaluation.split.inputs[:_PROBED_SAMPLES].to(evaluation.settings.device)
     with torch.inference_mode():
         needed = evaluation.engine.peak_bytes(probed, configurations)
-    if not needed:
-        return evaluation.settings.batch_size
-    return max(1, evaluation.budget.activations * len(probed) // needed)
+    fitting = max(1, evaluation.budget.activations * len(probed) // needed) if needed else wanted
+    if fitting >= wanted:
+        return wanted
+    tell(f"{_samples(fitting)} a batch instead of {wanted}: more do not fit into the memory allowed (--memory)")
+    return fitting
 
 
 class _Counted:

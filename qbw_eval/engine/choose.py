@@ -1,6 +1,6 @@
 """Which engine runs, and why: `auto` picks the fastest that is right for the network, the data and the machine."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,7 +89,10 @@ def choose_engine(
         return Choice(reference, "as asked")
     try:
         incremental = IncrementalEngine(model, layer_names, inputs, cache_bytes)
-        _check_equal(incremental, reference, inputs, len(layer_names), options)
+        probes = _probes(len(layer_names), options)
+        with torch.inference_mode():
+            expected = dict(reference.logits(inputs, probes))
+            _check_equal(incremental, inputs, probes, expected)
     except UntraceableError as error:
         return Choice(reference, f"{error.format_message()}, so every configuration runs whole")
     if name == "incremental":
@@ -99,6 +102,9 @@ def choose_engine(
         return Choice(incremental, "equal to the reference in every bit; integers run on the CPU only")
     if name == "auto" and (work is None or work < WORTH_COMPILING):
         return Choice(incremental, "equal to the reference in every bit, and there is little to compute")
+    if not all(bool(logits.isfinite().all()) for logits in expected.values()):
+        what = "some of its logits are NaN or infinite, which integers cannot carry on"
+        return Choice(incremental, f"equal to the reference in every bit; no integers: {what}")
     try:
         passes = fastest_passes()
         integer = IntegerEngine(model, layer_names, inputs, options, cache_bytes, passes)
@@ -112,13 +118,42 @@ def choose_engine(
     return Choice(integer, reason)
 
 
+_MOST_SUFFIXES = 16
+
+
+def _probes(num_layers: int, options: Sequence[int]) -> list[BitwidthConfiguration]:
+    """Return configurations that an engine's mistakes show at.
+
+    All layers at the same bits; random ones; and for (up to 16) numbers of layers, one that differs from the first
+    random one in exactly its last so many layers: what is computed before them is kept, and a layer that looks at
+    something it does not tell, or that changes what it is given, meets values that another configuration left behind.
+    """
+    uniform = sample("uniform", num_layers, options, 8, seed=0)
+    first, *others = sample("iid", num_layers, options, 4, seed=0)
+    ordered = sorted(set(options))
+    following = dict(zip(ordered, [*ordered[1:], ordered[0]], strict=True))
+    starts = sorted({num_layers * part // _MOST_SUFFIXES for part in range(_MOST_SUFFIXES)} - {0})
+    suffixes = [
+        BitwidthConfiguration(
+            bitwidths=(*first.bitwidths[:start], *(following[bits] for bits in first.bitwidths[start:])), index=-1
+        )
+        for start in starts
+    ]
+    return [*uniform, first, *others, *suffixes]
+
+
 def _check_equal(
-    engine: IncrementalEngine, reference: ReferenceEngine, inputs: Any, num_layers: int, options: Sequence[int]
+    engine: IncrementalEngine,
+    inputs: Any,
+    probes: Sequence[BitwidthConfiguration],
+    expected: Mapping[int, Tensor],
 ) -> None:
-    """Raise UntraceableError where the engine gives another bit than the reference."""
-    probes = [*sample("uniform", num_layers, options, 8, seed=0), *sample("iid", num_layers, options, 4, seed=0)]
-    with torch.inference_mode():
-        expected = dict(reference.logits(inputs, probes))
-        for position, logits in engine.logits(inputs, probes):
-            if not torch.equal(logits.nan_to_num(nan=torch.pi), expected[position].nan_to_num(nan=torch.pi)):
-                raise UntraceableError("its forward pass does more than its graph shows")
+    """Raise UntraceableError where the engine gives another bit than expected, or nothing at all."""
+    try:
+        found = dict(engine.logits(inputs, probes))
+    except Exception as error:  # where the graph took another way than the network does, anything may fail
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UntraceableError(f"what its graph shows cannot be run ({text})") from None
+    for position, logits in found.items():
+        if not torch.equal(logits.nan_to_num(nan=torch.pi), expected[position].nan_to_num(nan=torch.pi)):
+            raise UntraceableError("its forward pass does more than its graph shows")

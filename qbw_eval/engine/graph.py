@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qbw_eval.data.batches import for_each_tensor, tensors_in
@@ -114,7 +115,8 @@ def trace_network(network: nn.Module, layer_names: Sequence[str], inputs: Any) -
     nodes = tuple(graph.nodes)
     (result,) = nodes[-1].args
     if not isinstance(result, fx.Node):
-        raise UntraceableError(f"it returns a {type(result).__name__} instead of one tensor of logits")
+        kind = type(result).__name__.removeprefix("immutable_")  # torch.fx's own containers
+        raise UntraceableError(f"it returns a {kind} instead of one tensor of logits")
     modules = {node: _pure_module(root, node) for node in nodes if node.op == "call_module"}
     return TracedNetwork(
         nodes=_ending_with(result, nodes[:-1]),
@@ -148,13 +150,13 @@ def _make_pure(graph: fx.Graph, root: nn.Module) -> None:
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        name = getattr(node.target, "__name__", str(node.target))
+        name = getattr(node.target, "__name__", str(node.target).removeprefix("network."))
         if "out" in node.kwargs:
             raise UntraceableError(f"{name} writes into a tensor that it is given (out=)")
         if node.op == "call_module":
             in_place = getattr(root.get_submodule(str(node.target)), "inplace", False)
         elif node.op == "call_function":
-            in_place = node.target in _NOT_IN_PLACE or node.kwargs.get("inplace", False)
+            in_place = _changes_its_argument(node.target) or node.kwargs.get("inplace", False)
         else:
             in_place = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
         if not in_place:
@@ -163,12 +165,36 @@ def _make_pure(graph: fx.Graph, root: nn.Module) -> None:
         if not isinstance(changed, fx.Node) or any(order[user] > order[node] for user in changed.users):
             raise UntraceableError(f"{name} changes a tensor in place that is used again")
         if node.op == "call_function":
-            node.target = _NOT_IN_PLACE.get(node.target, node.target)
+            node.target = _not_in_place(node.target)
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
         elif node.op == "call_method":
             if not hasattr(Tensor, name.removesuffix("_")):
                 raise UntraceableError(f"{name} changes a tensor in place")
             node.target = name.removesuffix("_")
+
+
+def _changes_its_argument(function: Any) -> bool:
+    """Return whether a function is one of Python's `+=` and its kin, or named as torch names those: `torch.relu_`."""
+    name = getattr(function, "__name__", "")
+    pure = name.endswith("__") or getattr(function, "__module__", None) == "_operator"  # operator.and_ is `and`, `&`
+    return function in _NOT_IN_PLACE or (name.endswith("_") and not pure)
+
+
+def _not_in_place(function: Any) -> Callable[..., Any]:
+    """Return the function that returns what another one would change its first argument to.
+
+    Raises:
+        UntraceableError: there is none.
+    """
+    if not _changes_its_argument(function):
+        return function  # type: ignore[no-any-return]  # told by its argument `inplace`
+    name = getattr(function, "__name__", "")
+    found = _NOT_IN_PLACE.get(function) or next(
+        (getattr(where, name[:-1]) for where in (torch, F) if hasattr(where, name[:-1])), None
+    )
+    if found is None:
+        raise UntraceableError(f"{name} changes a tensor in place")
+    return found
 
 
 def _pure_module(root: nn.Module, node: fx.Node) -> nn.Module:

@@ -68,7 +68,11 @@ class IntegerEngine(TracedEngine):
             (position,) = traced.layers[region.node]
             reader = regions[region.reader] if region.reader is not None else None
             regions[region.node] = IntegerRegion(region, position, reader, weights, packed, passes)
+        if not regions:
+            raise DeclinedError("none of its quantized layers is one that QBW knows the arithmetic of")
         few = [bits for bits in options if bits <= MOST_BITS]
+        if not few:
+            raise DeclinedError(f"no bitwidth of {sorted(options)} is {MOST_BITS} or less")
         with restored(model):
             whys = {
                 (layer_names[region.position], bits): why
@@ -77,11 +81,9 @@ class IntegerEngine(TracedEngine):
                 if (why := region.why_not(bits)) is not None
             }
         self.in_float32 = {name: why for (name, _), why in reversed(whys.items())}
-        if not few:
-            raise DeclinedError(f"no bitwidth of {sorted(options)} is {MOST_BITS} or less")
         if len(whys) == len(few) * len(regions):
-            reasons = sorted(set(self.in_float32.values())) or ["QBW does not know their arithmetic"]
-            raise DeclinedError(f"none of its quantized layers runs in integers: {'; '.join(reasons)}")
+            reasons = "; ".join(sorted(set(self.in_float32.values())))
+            raise DeclinedError(f"none of its quantized layers runs in integers: {reasons}")
         super().__init__(model, layer_names, _program(traced, regions, weights))
 
     def _batch(self, inputs: Any) -> tuple[Tensor, ...]:

@@ -107,12 +107,20 @@ def quantized_activation(quantizer: str, weight_quantizer: str, x: Floats, bits:
 
 
 def conv2d(
-    x: Floats, w: Floats, bias: Floats | None = None, *, stride: int = 1, padding: int = 0, groups: int = 1
+    x: Floats,
+    w: Floats,
+    bias: Floats | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> Floats:
     """A convolution, the sum over its kernel's taps: x (N, C, H, W), w (O, C / groups, KH, KW)."""
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     outputs, channels, kernel_height, kernel_width = w.shape
-    height, width = (x.shape[2] - kernel_height) // stride + 1, (x.shape[3] - kernel_width) // stride + 1
+    height = (x.shape[2] - dilation * (kernel_height - 1) - 1) // stride + 1
+    width = (x.shape[3] - dilation * (kernel_width - 1) - 1) // stride + 1
     y = np.zeros((len(x), outputs, height, width))
     per_group = outputs // groups
     for group in range(groups):
@@ -120,7 +128,9 @@ def conv2d(
         of = slice(group * channels, (group + 1) * channels)
         for top in range(kernel_height):
             for left in range(kernel_width):
-                seen = x[:, of, top : top + stride * height : stride, left : left + stride * width : stride]
+                rows = slice(dilation * top, dilation * top + stride * height, stride)
+                columns = slice(dilation * left, dilation * left + stride * width, stride)
+                seen = x[:, of, rows, columns]
                 y[:, into] += np.einsum("nchw,oc->nohw", seen, w[into, :, top, left])
     return y if bias is None else y + bias[:, None, None]
 
