@@ -6,8 +6,9 @@ docs/performance.md says what each figure means.
 """
 
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -23,6 +24,7 @@ from benchmarks.prepared import prepare
 from benchmarks.store import append_time
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.memory import keep_freed_memory
 
 _ROUNDS, _FEW_ROUNDS = 7, 3
 _QUICK_SECONDS = 60.0
@@ -40,11 +42,16 @@ def _bounds(workload: Workload, device: torch.device) -> Bounds:
     return _FIRST_AT_HIGH_BITS if workload.options == HIGH_BITS else _FIRST
 
 
-def measure_all(device: torch.device, effort: Effort, *, quick: bool) -> Iterator[list[Figure]]:
-    """Yield group after group of figures."""
-    yield help_times()
-    yield append_time()
+def measure_all(
+    device: torch.device, effort: Effort, *, quick: bool, only: Sequence[str] = ()
+) -> Iterator[list[Figure]]:
+    """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any."""
+    if not only:
+        yield help_times()
+        yield append_time()
     for workload in WORKLOADS[:1] if quick else WORKLOADS:
+        if only and not any(words in workload.label for words in only):
+            continue
         prepared = prepare(workload, device)
         _tell(f"{workload.label}: auto takes {prepared.auto}: {prepared.why}")
         yield engine_figures(prepared, effort, _bounds(workload, device))
@@ -55,7 +62,7 @@ def measure_all(device: torch.device, effort: Effort, *, quick: bool) -> Iterato
             )
             if not quick:
                 yield growth_figures(prepared, min(effort.rounds, _FEW_ROUNDS))
-    if device.type == "cpu" and not quick:
+    if device.type == "cpu" and not quick and not only:
         yield allocator_figures(WORKLOADS[0], effort.rounds)
 
 
@@ -69,24 +76,40 @@ def _tell(sentence: str) -> None:
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice unless given.")
 @click.option("--rounds", type=click.IntRange(min=1), help=f"Rounds; {_ROUNDS}, or at most {_FEW_ROUNDS} with --quick.")
-def main(json_path: Path | None, quick: bool, device_name: str, threads: int | None, rounds: int | None) -> None:
+@click.option("--seconds", type=click.FloatRange(min=0), help=f"Of a workload's rounds; {_QUICK_SECONDS:g} if --quick.")
+@click.option("--only", multiple=True, help="Only workloads in whose name this stands: 'ResNet-20' or '{8,16,32}'.")
+def main(
+    json_path: Path | None,
+    quick: bool,
+    device_name: str,
+    threads: int | None,
+    rounds: int | None,
+    seconds: float | None,
+    only: tuple[str, ...],
+) -> None:
     """Measure and print every figure."""
     if threads is not None:
         torch.set_num_threads(threads)
     device = choose_device(device_name)
     allow_tf32(False)  # as `qbw-eval run` does
+    keep_freed_memory()  # likewise; everything that is measured here profits, the people's loop too
     if json_path is not None:  # now, and not after many minutes
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text("[]\n")
     machine = machine_line(device)
     print(f"Machine: {machine}.", flush=True)
     effort = (
-        Effort(rounds=rounds or _FEW_ROUNDS, limit_s=_QUICK_SECONDS, incremental=16, auto_sweep=False)
+        Effort(
+            rounds=rounds or _FEW_ROUNDS,
+            limit_s=_QUICK_SECONDS if seconds is None else seconds,
+            incremental=16,
+            auto_sweep=False,
+        )
         if quick
-        else Effort(rounds=rounds or _ROUNDS)
+        else Effort(rounds=rounds or _ROUNDS, limit_s=math.inf if seconds is None else seconds)
     )
     written: list[dict[str, object]] = []
-    for figures in measure_all(device, effort, quick=quick):
+    for figures in measure_all(device, effort, quick=quick, only=only):
         for figure in figures:
             print(figure.line(), flush=True)
             written.append({**figure.as_dict(), "machine": machine})

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.incremental import QuantizedWeights
 from qbw_eval.engine.packing import PackedConvolution, Split, integers_of, pack, pairs_saturate, split_weights
-from qbw_eval.engine.passes import Passes
+from qbw_eval.engine.passes import Pass, Passes
 from qbw_eval.engine.regions import Region
 from qbw_eval.engine.walk import Bits
 from qbw_eval.quantization.bitwidths import set_bitwidth
@@ -145,20 +145,33 @@ class IntegerRegion:
         return y if to is None else self._rounded(y, to)
 
     def _in_float32(self, x: Tensor, bits: int, others: Sequence[Tensor]) -> Tensor:
-        """Return what the region computes operation by operation, as the network's own forward does."""
-        y = self._layer.run(self._layer.quantize_activation(x), self._weights.of(self._layer, bits))
+        """Return what the region computes operation by operation: every bit as the network's own forward gives it."""
+        y = self._layer.run(self._quantized(x, bits), self._weights.of(self._layer, bits))
         if self.region.batch_norm is not None:
             y = self.region.batch_norm(y)
         for other in others:
-            y = y + other
+            if y.shape == other.shape:
+                return _shaped(self._passes.added(_rows(y), _rows(other), self._least), y.shape)
+            y = y + other  # it has another shape, which torch repeats
         return torch.relu(y) if self.region.relu else y
+
+    def _quantized(self, x: Tensor, bits: int) -> Tensor:
+        """Return the layer's input at its bits in float32, in one pass where it is rounded."""
+        set_bitwidth(self._layer, bits)
+        grid = self._layer.activation_grid()
+        if grid is None or not grid.unit > 0:
+            return self._layer.quantize_activation(x)
+        return self._pass_over(x, grid, self._passes.values_by_clipping, self._passes.values_by_step)
 
     def _rounded(self, x: Tensor, grid: ActivationGrid) -> Tensor:
         """Return x rounded to a layer's integers, uint8 in the shape of x; images in channels_last."""
+        return self._pass_over(x, grid, self._passes.levels_by_clipping, self._passes.levels_by_step)
+
+    def _pass_over(self, x: Tensor, grid: ActivationGrid, by_clipping: Pass, by_step: Pass) -> Tensor:
         rows, largest = _rows(x), torch.tensor(float(grid.largest))
         if grid.clipping is not None:
-            return _shaped(self._passes.levels_by_clipping(rows, torch.tensor(grid.clipping), largest), x.shape)
-        return _shaped(self._passes.levels_by_step(rows, torch.tensor(grid.unit), largest), x.shape)
+            return _shaped(by_clipping(rows, torch.tensor(grid.clipping), largest), x.shape)
+        return _shaped(by_step(rows, torch.tensor(grid.unit), largest), x.shape)
 
     def _convolved(self, x: Tensor, bits: int, to: ActivationGrid | None) -> Tensor:
         """Return the value where nothing is added; rounded for the layer whose grid is `to`."""

@@ -40,6 +40,16 @@ def combined(high: Tensor, low: Tensor, factor: Tensor, scale: Tensor, bias: Ten
     return torch.maximum((high * factor + low) * scale + bias, least)
 
 
+def values_by_clipping(x: Tensor, clipping: Tensor, largest: Tensor) -> Tensor:
+    """Return round(clamp(x, 0, clipping) * largest / clipping) * clipping / largest, for layers above 8 bits."""
+    return torch.round(torch.minimum(x.clamp(min=0), clipping) * largest / clipping) * clipping / largest
+
+
+def values_by_step(x: Tensor, step: Tensor, largest: Tensor) -> Tensor:
+    """Return clamp(round(x / step), 0, largest) * step, for layers above 8 bits."""
+    return torch.round(torch.minimum((x / step).clamp(min=0), largest)) * step
+
+
 def added(x: Tensor, other: Tensor, least: Tensor) -> Tensor:
     """Return max(x + other, least)."""
     return torch.maximum(x + other, least)
@@ -69,6 +79,8 @@ class Passes:
     compiled: bool
     levels_by_clipping: Pass = levels_by_clipping
     levels_by_step: Pass = levels_by_step
+    values_by_clipping: Pass = values_by_clipping
+    values_by_step: Pass = values_by_step
     added: Pass = added
     combined: Pass = combined
     combined_and_added: Pass = combined_and_added

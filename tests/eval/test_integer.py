@@ -336,8 +336,10 @@ def test_two_layers_are_numpys_at_any_two_bitwidths(weight: str, activation: str
 # --- what it does where it must not ---------------------------------------------------------------------------------
 
 
-def test_above_8_bits_and_at_32_it_is_the_reference_bit_for_bit() -> None:
-    quantizers = Quantizers(options=(4, 9, 16), activation="pact", switchable=True)
+@pytest.mark.parametrize("kind", ["dorefa", "pact", "lsq"])
+def test_above_8_bits_and_at_32_it_is_the_reference_bit_for_bit(kind: Any) -> None:
+    weight = "lsq" if kind == "lsq" else "dorefa"
+    quantizers = Quantizers(options=(4, 9, 16), weight=weight, activation=kind, switchable=True)
     network = Pair(quantizers, relu=True, residual=True).eval()
     randomize(network, 1)
     # In channels_last, as the engine keeps images: the order in memory decides the order of float32 sums.

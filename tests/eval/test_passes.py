@@ -64,6 +64,12 @@ def check(passes: Passes, seed: int, pixels: int, outputs: int, bits: int) -> No
     assert_same_bits(
         passes.levels_by_step(torch.from_numpy(x), tensor(step), tensor(n)), to_levels(x / np.float32(step), n)
     )
+    for wide in (n, 2.0**16 - 1):
+        f32, c, s = np.float32(wide), np.float32(clipping), np.float32(step)
+        clipped = np.rint(np.clip(x, np.float32(0), c) * f32 / c) * c / f32
+        assert_same_bits(passes.values_by_clipping(torch.from_numpy(x), tensor(clipping), tensor(wide)), clipped)
+        stepped = np.rint(np.clip(x / s, np.float32(0), f32)) * s
+        assert_same_bits(passes.values_by_step(torch.from_numpy(x), tensor(step), tensor(wide)), stepped)
     other = random_floats(seed + 1, pixels, outputs)
     high = np.random.default_rng(seed + 2).integers(-(2**20), 2**20, (pixels, outputs)).astype(np.float32)
     scale, bias = random_floats(seed + 3, outputs, size=1e-4), random_floats(seed + 4, outputs)
