@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Literal
 
 import click
 import torch
@@ -94,14 +95,14 @@ def _classes(engine: Engine, batch: Tensor, configurations: Sequence[BitwidthCon
         return {position: predictions_of(logits) for position, logits in results}
 
 
-def random_network(width: int) -> nn.Module:
+def random_network(width: int, stem: Literal["cifar", "imagenet"] = "cifar") -> nn.Module:
     """Return a ResNet-18 for 32x32 images with random weights that tells random images apart.
 
     Batch norms are fitted to such images at 8 bits, and so is the classifier's bias: no class is always the largest.
     """
     torch.manual_seed(0)
     quantizers = Quantizers(options=OPTIONS, activation="pact", switchable=True)
-    shape = Shape(blocks=(2, 2, 2, 2), stem="cifar")
+    shape = Shape(blocks=(2, 2, 2, 2), stem=stem)
     network = ResNet(shape, quantizers, width=width, in_channels=3, num_classes=10)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -129,9 +130,10 @@ def random_images(count: int, seed: int) -> Tensor:
 @click.option("--images", default=2000, show_default=True)
 @click.option("--configurations", "count", default=20, show_default=True)
 @click.option("--width", default=64, show_default=True, help="Channels of the first stage.")
-def main(images: int, count: int, width: int) -> None:
+@click.option("--stem", type=click.Choice(["cifar", "imagenet"]), default="cifar", show_default=True)
+def main(images: int, count: int, width: int, stem: Literal["cifar", "imagenet"]) -> None:
     """Count the classes that the reference and the integer engine see differently than float64."""
-    network = random_network(width)
+    network = random_network(width, stem)
     names = list(quantized_layers(network))
     configurations = sample("iid", len(names), OPTIONS, count, seed=0)
     inputs = random_images(images, seed=1)
