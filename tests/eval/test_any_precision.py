@@ -1,5 +1,6 @@
 """Any-Precision DNN's checkpoints: what is read of them, and that the network computes what theirs does."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.configurations import BitwidthConfiguration, sample
-from qbw_eval.engine.incremental import IncrementalEngine
+from qbw_eval.engine.graph import trace_network
+from qbw_eval.engine.incremental import IncrementalEngine, own_layer
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.reference import ReferenceEngine
+from qbw_eval.engine.regions import find_regions
 from qbw_eval.evaluate import _choices_of_ours, _network_facts
 from qbw_eval.experiment import DataSettings, RandomBitwidths, WithoutNetwork, experiment_from_mapping
 from qbw_eval.networks.build import Network, load_network
@@ -267,6 +270,25 @@ def test_a_checkpoint_that_wants_to_run_something_is_refused(tmp_path: Path) -> 
     )
 
 
+def test_a_file_of_their_torch_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    """They used torch 1.1, whose files are bare pickles; the remedy is the README's."""
+    content = any_precision_content()
+    content["state_dict"] = OrderedDict(content["state_dict"])
+    content["state_dict"]._metadata = OrderedDict({"": {"version": 1}})
+    old, new = tmp_path / "old.pth.tar", tmp_path / "new.pth.tar"
+    torch.save(content, old, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(old, DATA)
+    assert str(error.value) == (
+        f"{old}: expected a file written by torch.save (a zip archive), found a bare pickle, torch's format before "
+        "1.6; load and save it again with a recent torch"
+    )
+    torch.save(torch.load(old, map_location="cpu", weights_only=True), new)
+    state = read_checkpoint(new, DATA).state
+    assert list(state) == list(content["state_dict"])
+    assert all(torch.equal(state[name], tensor) for name, tensor in content["state_dict"].items())
+
+
 # --- what it computes -----------------------------------------------------------------------------------------------
 
 
@@ -398,3 +420,43 @@ def test_integers_agree_where_no_rounding_is_near_a_tie(model: str, tmp_path: Pa
     assert engine.in_float32 == {}
     for position, logits in expected.items():
         torch.testing.assert_close(found[position], logits, rtol=0.03, atol=0.03 * float(logits.abs().max()))
+
+
+@pytest.mark.skipif(why_not_here() is not None, reason=f"integers: {why_not_here()}")
+@pytest.mark.parametrize("model", REFERENCES)
+def test_integers_follow_the_bits_of_the_layer_and_of_the_batch_norm_behind_it(model: str, tmp_path: Path) -> None:
+    """Neighbours at few bits, all others at 32, where nothing is rounded: too little to meet a tie."""
+    network = network_of(checkpoint_of(tmp_path, model=model, width=4))
+    names = trace_order(network, torch.zeros(1, 3, 32, 32))
+    x = torch.randn(2, 3, SIDES[model], SIDES[model], generator=torch.Generator().manual_seed(2))
+    pairs = [(1, 4), (4, 1), (2, 8), (8, 2), (2, 32), (32, 2)]
+    walked = [
+        BitwidthConfiguration(
+            bitwidths=(32,) * first + pair + (32,) * (len(names) - first - 2), index=first * len(pairs) + number
+        )
+        for first in (0, 1, 4, 6, 7, len(names) - 2)
+        for number, pair in enumerate(pairs)
+    ]
+    with torch.inference_mode():
+        expected = dict(ReferenceEngine(network, names).logits(x, walked))
+        found = dict(IntegerEngine(network, names, x, OPTIONS, 2**24).logits(x, walked))
+    for position, logits in expected.items():
+        tolerance = 1e-4 * float(logits.abs().max())
+        torch.testing.assert_close(found[position], logits, rtol=0, atol=tolerance, msg=str(walked[position]))
+
+
+@pytest.mark.parametrize(
+    ("model", "folded"),
+    [
+        ("resnet20q", {f"layers.{block}.conv0" for block in range(9)}),
+        ("resnet50q", {name for name in LAYERS["resnet50q"] if not name.endswith("conv2")}),
+    ],
+)
+def test_a_batch_norm_between_two_convolutions_runs_with_the_first(
+    model: str, folded: set[str], tmp_path: Path
+) -> None:
+    network = network_of(checkpoint_of(tmp_path, model=model, width=1))
+    traced = trace_network(network, LAYERS[model], torch.zeros(1, 3, 32, 32))
+    regions = find_regions(traced, own_layer)
+    assert {region.layer.layer_name for region in regions if region.batch_norm is not None} == folded
+    assert {region.layer.layer_name for region in regions if region.other is not None} == set(LAYERS[model]) - folded
