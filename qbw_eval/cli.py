@@ -10,7 +10,7 @@ from schemas.errors import exit_code_of
 MAX_SEED = 2**63 - 1
 """A record's seed is an int64."""
 
-_CONFIG_HELP = "Experiment file to use instead of the checkpoint's own."
+_CONFIG_HELP = "Experiment file to use instead of the checkpoint's own; or what it lacks, such as data."
 _DEVICE_HELP = "auto (the first GPU, else the CPU), cpu, cuda or cuda:INDEX"
 
 

@@ -1,5 +1,6 @@
 """The story of an evaluation: checkpoint -> network -> plan -> chunks of rows. Touches no output file."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,9 +19,10 @@ from qbw_eval.data.fit import check_data_fit
 from qbw_eval.data.sources import Split
 from qbw_eval.engine.choose import Engine, choose_engine
 from qbw_eval.engine.tally import Measurement, Tally, predictions_of
-from qbw_eval.experiment import Experiment
+from qbw_eval.experiment import AnyPrecisionModel, Experiment
 from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory
 from qbw_eval.networks.build import load_network, quantizers_of
+from qbw_eval.networks.preact_resnet import FOLLOWED
 from qbw_eval.plan import Plan
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta
 from qbw_eval.quantization.numerics import FULL_PRECISION
@@ -139,7 +141,13 @@ def _network_facts(experiment: Experiment) -> dict[str, object]:
         "activation": quantizers.activation,
         "switchable": quantizers.switchable,
         "trained_options": list(quantizers.options),  # a switchable value's position among them is its bitwidth
+        **_choices_of_ours(experiment),
     }
+
+
+def _choices_of_ours(experiment: Experiment) -> dict[str, object]:
+    """Return what the checkpoint's authors left open and we decide; rows name it (`extras_json`)."""
+    return {"batch_norm_follows": FOLLOWED} if isinstance(experiment.model, AnyPrecisionModel) else {}
 
 
 def options_of(checkpoint: Checkpoint, asked: Sequence[int] | None) -> tuple[int, ...]:
@@ -319,4 +327,5 @@ def _provenance(evaluation: Evaluation) -> Provenance:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         qbw_version=version("qbw"),
         torch_version=torch.__version__,
+        extras_json=json.dumps(_choices_of_ours(checkpoint.experiment)),
     )

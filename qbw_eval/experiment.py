@@ -12,7 +12,7 @@ check of the whole would not run at all while any of them is wrong, and so hide 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -148,6 +148,13 @@ class ModelSettings(_Settings):
         if self.width is not None:
             return self.width
         return 16 if self.name in CIFAR_STYLE else 64
+
+
+class AnyPrecisionModel(ModelSettings):
+    """A network of an Any-Precision DNN checkpoint, which says itself what it is; no experiment file can name one."""
+
+    name: Literal["resnet20q", "resnet50q"]  # type: ignore[assignment]  # other names than those a file may hold
+    batch_norm: Literal["switchable"] = "switchable"
 
 
 class DataSettings(_Settings):
@@ -347,6 +354,24 @@ class Experiment(_Settings):
         return self.model_dump(mode="json")
 
 
+class WithoutNetwork(_Settings):
+    """An experiment file that leaves the network to the checkpoint; its keys are those of `Experiment`."""
+
+    experiment: Name = "experiment"
+    data: DataSettings
+    random_bitwidths: RandomBitwidths = Field(default_factory=RandomBitwidths)
+
+    def with_network_of(self, experiment: Experiment) -> Experiment:
+        """Return `experiment` with all that this file says in place of its own."""
+        return experiment.model_copy(update={name: getattr(self, name) for name in type(self).model_fields})
+
+
+_Kind = TypeVar("_Kind", Experiment, WithoutNetwork)
+
+_OF_NETWORKS: Final = {"model", "quantization", "quantization_method", "training"}
+"""A file with none of these keys leaves the network to the checkpoint."""
+
+
 def _method_in_use(name: str | None, names: list[str], enable: bool) -> str | None:
     """Return which of the methods `names` is used when `name` is asked for (None: the only one).
 
@@ -376,18 +401,36 @@ def load_experiment(path: Path, *, quantization_method: str | None = None) -> Ex
         ExperimentError: the file cannot be read or has mistakes; the message has a line for each.
     """
     document = read_yaml(_bytes_of(path))
+    if quantization_method is None:
+        return _in_document(document, path, Experiment)
+    return _in_document(document, path, Experiment, {"quantization_method": quantization_method})
+
+
+def load_evaluation_file(path: Path) -> Experiment | WithoutNetwork:
+    """Return what `load_experiment` does, or what the file says where it leaves the network to the checkpoint.
+
+    Raises:
+        ExperimentError: the file cannot be read or has mistakes; the message has a line for each.
+    """
+    document = read_yaml(_bytes_of(path))
+    if isinstance(document.value, dict) and not _OF_NETWORKS & set(document.value):
+        return _in_document(document, path, WithoutNetwork)
+    return _in_document(document, path, Experiment)
+
+
+def _in_document(
+    document: Document, path: Path, kind: type[_Kind], options: Mapping[str, object] | None = None
+) -> _Kind:
+    """Return the settings in a file that was read; `options` override the file's."""
     config, mistakes = _mapping_in(document.value)
-    experiment: Experiment | None = None
+    settings: _Kind | None = None
     if config is not None:
-        config = {"experiment": path.stem, **config}
-        if quantization_method is not None:
-            config["quantization_method"] = quantization_method
-        experiment, mistakes = _checked(config)
-    if experiment is None or document.problems:
-        if quantization_method is not None:
+        settings, mistakes = _checked({"experiment": path.stem, **config, **(options or {})}, kind)
+    if settings is None or document.problems:
+        if options:
             mistakes = [_blame_the_option(mistake) for mistake in mistakes]
         raise ExperimentError(all_sentences(_located(str(path), document, mistakes)))
-    return _with_absolute_files(experiment, path)
+    return _with_absolute_files(settings, path)
 
 
 def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experiment:
@@ -402,7 +445,7 @@ def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experim
     mapping, mistakes = _mapping_in(plain)
     experiment: Experiment | None = None
     if mapping is not None:
-        experiment, mistakes = _checked(mapping)
+        experiment, mistakes = _checked(mapping, Experiment)
     mistakes = unreadable + mistakes
     if experiment is None or mistakes:
         raise ExperimentError(all_sentences(sentence(where, mistake.path, mistake.what) for mistake in mistakes))
@@ -412,12 +455,16 @@ def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experim
 def experiment_json_schema() -> dict[str, Any]:
     """Return the JSON schema of the experiment file, every accepted spelling included, for editors.
 
-    Rules that span several settings are beyond it; `load_experiment` knows them all.
+    Rules that span several settings are beyond it; `load_experiment` and `load_evaluation_file` know them all.
     """
     schema = Experiment.model_json_schema()
     definitions, keys = schema["$defs"], schema["properties"]
     names = definitions["ModelSettings"]["properties"]["name"]
     keys["model"] = {"anyOf": [names, {"$ref": "#/$defs/ModelSettings"}], "description": keys["model"]["description"]}
+    # A file without a network; see WithoutNetwork.
+    schema["required"] = ["data"]
+    says_something_of_networks = {"anyOf": [{"required": [key]} for key in sorted(_OF_NETWORKS)]}
+    schema["anyOf"] = [{"required": ["model", "quantization"]}, {"not": says_something_of_networks}]
     # The other spellings; see _one_spelling.
     configurations = definitions["RandomBitwidths"]
     configurations["properties"]["number_of_configs"] = {
@@ -456,15 +503,15 @@ def _mapping_in(value: object) -> tuple[dict[str, object] | None, list[Mistake]]
     return None, [Mistake(path=(), what=f"expected the keys model, data and quantization, found {found(value)}")]
 
 
-def _checked(config: dict[str, object]) -> tuple[Experiment | None, list[Mistake]]:
-    """Return the experiment in `config` or None, and all mistakes, their paths as they are written there."""
+def _checked(config: dict[str, object], kind: type[_Kind]) -> tuple[_Kind | None, list[Mistake]]:
+    """Return the settings in `config` or None, and all mistakes, their paths as they are written there."""
     canonical, written, mistakes = _one_spelling(config)
     try:
-        experiment = Experiment.model_validate(canonical)
+        settings = kind.model_validate(canonical)
     except ValidationError as error:
         more = mistakes_in(error, _known_keys) + _method_mistakes(canonical, error)
         return None, mistakes + [replace(mistake, path=_as_written(mistake.path, written)) for mistake in more]
-    return (None if mistakes else experiment), mistakes
+    return (None if mistakes else settings), mistakes
 
 
 def _method_mistakes(config: dict[str, object], error: ValidationError) -> list[Mistake]:
@@ -567,15 +614,15 @@ def _blame_the_option(mistake: Mistake) -> Mistake:
     return replace(mistake, path=("--quantization-method",)) if mistake.path == ("quantization_method",) else mistake
 
 
-def _with_absolute_files(experiment: Experiment, path: Path) -> Experiment:
-    data = experiment.data
+def _with_absolute_files(settings: _Kind, path: Path) -> _Kind:
+    data = settings.data
     files = {key: getattr(data, key) for key in ("train", "validation", "test")}
     # Not resolved: a link (git-annex, DVC) may lead to a file without the ending that says what it holds.
     folder = path.parent.absolute()
     absolute = {key: folder / file for key, file in files.items() if file is not None}
     if absolute and not is_encodable(str(folder)):
         raise ExperimentError(f"{path}: its folder's name is not UTF-8, so no checkpoint could say where the data is")
-    return experiment.model_copy(update={"data": data.model_copy(update=absolute)})
+    return settings.model_copy(update={"data": data.model_copy(update=absolute)})
 
 
 def _listed(bitwidths: Iterable[int]) -> str:

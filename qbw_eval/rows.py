@@ -30,6 +30,7 @@ class Provenance:
     device: str
     qbw_version: str
     torch_version: str
+    extras_json: str = "{}"
 
 
 def record_table(
@@ -52,8 +53,7 @@ def record_table(
         evaluated_at: an aware time.
     """
     rows = [
-        _row(plan, provenance, configuration, measurement)
-        | {"duration_s": duration_s, "evaluated_at": evaluated_at, "extras_json": "{}"}
+        _row(plan, provenance, configuration, measurement) | {"duration_s": duration_s, "evaluated_at": evaluated_at}
         for configuration, measurement in zip(configurations, measurements, strict=True)
     ]
     # Explicitly per column: from_pylist would drop a misspelt key in silence, and round 1.5 to 1.

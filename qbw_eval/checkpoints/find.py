@@ -7,14 +7,14 @@ from pathlib import Path
 
 from schemas.errors import UsageError
 
-SUFFIXES = (".pt", ".pth")
+SUFFIXES = (".pt", ".pth", ".pth.tar")
 
 
 def find_checkpoints(words: Sequence[str]) -> list[Path]:
     """Return the files that the words name, each once, `epoch_2` before `epoch_10`.
 
     Args:
-        words: a file (any suffix), a folder (searched for .pt and .pth files, folders inside included) or a glob.
+        words: a file (any suffix), a folder (searched for files with `SUFFIXES`, folders inside included) or a glob.
 
     Raises:
         UsageError: a word names nothing.
@@ -34,7 +34,7 @@ def _matches(word: str) -> list[Path]:
         inside = [file for suffix in SUFFIXES for file in path.rglob(f"*{suffix}")]
         visible = [file for file in inside if file.is_file() and not file.name.startswith(".")]
         if not visible:
-            raise UsageError(f"{word}: a folder without checkpoints; expected files that end in .pt or .pth")
+            raise UsageError(f"{word}: a folder without checkpoints; expected files that end in .pt, .pth or .pth.tar")
         return sorted(visible, key=_natural)
     matches = [Path(match) for match in glob.glob(word, recursive=True)]  # noqa: PTH207 - Path.glob refuses absolute ones
     matches = [match for match in matches if match.is_file()]

@@ -13,12 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qbw_eval.checkpoints.safe_load import CheckpointError, load_torch_file
-from qbw_eval.experiment import Experiment, ExperimentError, experiment_from_mapping
+from qbw_eval.checkpoints.safe_load import CheckpointError, LoadedFile
+from qbw_eval.experiment import Experiment, ExperimentError, WithoutNetwork, experiment_from_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,38 +76,39 @@ def write_checkpoint(
         temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path, instead: Experiment | None = None) -> Checkpoint:
-    """Read and check a checkpoint.
+def native_checkpoint(loaded: LoadedFile, path: Path, instead: Experiment | WithoutNetwork | None = None) -> Checkpoint:
+    """Return the checkpoint in a file that was read, checked.
 
     Args:
+        loaded: what the file holds.
         path: the file.
         instead: settings to use in place of those in the checkpoint.
 
     Raises:
-        CheckpointError: not readable, or a key is missing or of the wrong type; says which.
+        CheckpointError: a key is missing or of the wrong type; says which.
         ExperimentError: its configuration makes no sense.
     """
-    loaded = load_torch_file(path)
     content = loaded.content
     if not isinstance(content, Mapping) or not isinstance(content.get("model_state_dict"), Mapping):
         found = f"the keys {sorted(map(str, content))[:8]}" if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f"{path}: expected a dict with 'model_state_dict', as `qbw-eval train` writes; found {found}"
+            f"{path}: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
+            f"'model', as Any-Precision DNN does; found {found}"
         )
-    state = content["model_state_dict"]
-    wrong = [name for name, tensor in state.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
-    if wrong:
-        raise CheckpointError(f"{path}: model_state_dict[{wrong[0]!r}] is not a tensor under a name")
-    epoch = content.get("epoch")
-    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch < 2**31:
-        raise CheckpointError(f"{path}: 'epoch' must be a whole number from 0, found {epoch!r:.80}")
+    state = state_in(content, "model_state_dict", path)
+    epoch = epoch_in(content, path, first=0)
     config = content.get("config")
-    if instead is not None:
+    if isinstance(instead, Experiment):
         experiment = _completed(instead, config, path)
     elif isinstance(config, Mapping):
         experiment = experiment_from_mapping(config, f"{path}: config")
+        if instead is not None:
+            experiment = instead.with_network_of(experiment)
     else:
-        raise CheckpointError(f"{path}: has no 'config' that describes the network; name one with --config file.yaml")
+        raise CheckpointError(
+            f"{path}: has no 'config' that describes the network; name one with --config file.yaml"
+            + (" that has the keys model and quantization too" if instead is not None else "")
+        )
     val_acc = content.get("val_acc")
     return Checkpoint(
         path=path,
@@ -116,6 +118,31 @@ def read_checkpoint(path: Path, instead: Experiment | None = None) -> Checkpoint
         state=state,
         val_acc=float(val_acc) if isinstance(val_acc, (int, float)) else None,
     )
+
+
+def state_in(content: Mapping[Any, Any], key: str, path: Path) -> Mapping[str, Tensor]:
+    """Return the state dict under a key that holds a mapping.
+
+    Raises:
+        CheckpointError: it holds something else than tensors under names.
+    """
+    state: Mapping[str, Tensor] = content[key]
+    wrong = [name for name, tensor in state.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
+    if wrong:
+        raise CheckpointError(f"{path}: {key}[{wrong[0]!r}] is not a tensor under a name")
+    return state
+
+
+def epoch_in(content: Mapping[Any, Any], path: Path, *, first: int) -> int:
+    """Return the 0-based epoch of a checkpoint whose layout counts from `first`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    epoch = content.get("epoch")
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch - first < 2**31:
+        raise CheckpointError(f"{path}: 'epoch' must be a whole number from {first}, found {epoch!r:.80}")
+    return epoch - first
 
 
 def _completed(experiment: Experiment, config: object, path: Path) -> Experiment:

@@ -4,12 +4,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from qbw_eval.checkpoints.native import Checkpoint, read_checkpoint
+from qbw_eval.checkpoints.native import Checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table
 from qbw_eval.configurations import number_of_configurations
 from qbw_eval.cost import Costs, costs_of
 from qbw_eval.evaluate import options_of
-from qbw_eval.experiment import load_experiment
+from qbw_eval.experiment import load_evaluation_file
 from qbw_eval.layer_table import LayerTable
 from qbw_eval.networks.build import load_network
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta
@@ -20,7 +21,7 @@ from schemas.records import RECORD_COLUMNS
 
 def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
     """Print the layer table, the options, the number of configurations and the range of each cost."""
-    checkpoint = read_checkpoint(path, load_experiment(config) if config else None)
+    checkpoint = read_checkpoint(path, load_evaluation_file(config) if config else None, needs_data=False)
     model = checkpoint.experiment.model
     if model.input_size is None or model.in_channels is None:
         raise UsageError("model.input_size and model.in_channels: not known; name them in the experiment file")

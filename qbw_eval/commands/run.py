@@ -11,14 +11,15 @@ import pyarrow as pa
 import torch
 
 from qbw_eval.checkpoints.find import find_checkpoints
-from qbw_eval.checkpoints.native import Checkpoint, read_checkpoint
+from qbw_eval.checkpoints.native import Checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
-from qbw_eval.experiment import DataSettings, Experiment, load_experiment
+from qbw_eval.experiment import DataSettings, Experiment, WithoutNetwork, load_evaluation_file
 from qbw_eval.memory import keep_freed_memory
 from qbw_eval.store import RecordStore
 from schemas.errors import InterruptedByUserError, QBWError, TerminatedError
@@ -74,7 +75,7 @@ class Outcome:
 def run_command(options: RunOptions) -> None:
     """Evaluate every checkpoint that the words name, once, and print what happened."""
     paths = find_checkpoints(options.checkpoints)
-    experiment = load_experiment(options.config) if options.config else None
+    instead = load_evaluation_file(options.config) if options.config else None
     device = choose_device(options.device)
     allow_tf32(options.tf32)
     keep_freed_memory()
@@ -86,7 +87,7 @@ def run_command(options: RunOptions) -> None:
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     told: set[str] = set()
     try:
-        for evaluation in _evaluations(paths, experiment, options, device, store, failed):
+        for evaluation in _evaluations(paths, instead, options, device, store, failed):
             outcomes.append(_run_one(evaluation, store, options, committed, told))
     except (KeyboardInterrupt, _TerminatedError) as stop:
         sentence = (
@@ -114,7 +115,7 @@ def _terminate(_signal: int, _frame: object) -> None:
 
 def _evaluations(
     paths: list[Path],
-    experiment: Experiment | None,
+    instead: Experiment | WithoutNetwork | None,
     options: RunOptions,
     device: torch.device,
     store: RecordStore,
@@ -128,7 +129,7 @@ def _evaluations(
     splits: dict[DataSettings, Split] = {}
     for path in paths:
         try:
-            checkpoint = read_checkpoint(path, experiment)
+            checkpoint = read_checkpoint(path, instead)
             same = first_of.setdefault(checkpoint.sha256, path)
             if same != path:
                 _tell(f"{path}: the same bytes as {same}; evaluated once")

@@ -47,12 +47,14 @@ class IntegerRegion:
         """The layers whose bits `run` looks at."""
         self._layer = region.layer
         self._reader = reader
+        followed = getattr(region.batch_norm, "bitwidth_sources", (region.layer,))
+        self._norm_position = position if reader is None or followed == (region.layer,) else reader.position
         self._weights = weights
         self._packed = packed
         self._passes = passes
         self._least = _ZERO if region.relu else _NO_BOUND
         self._whys: dict[int, str | None] = {}
-        self._scales: dict[tuple[int, ActivationGrid | None], tuple[Tensor, Tensor]] = {}
+        self._scales: dict[tuple[int, int, ActivationGrid | None], tuple[Tensor, Tensor]] = {}
 
     # --- what it is at a bitwidth -----------------------------------------------------------------------------------
 
@@ -103,18 +105,19 @@ class IntegerRegion:
 
         return self._packed.get((self._layer, bits), make)
 
-    def _scale_and_bias(self, bits: int, to: ActivationGrid | None) -> tuple[Tensor, Tensor]:
+    def _scale_and_bias(self, bits: Bits, to: ActivationGrid | None) -> tuple[Tensor, Tensor]:
         """Return (out,) scale and bias from accumulators to values, or to multiples of another layer's unit.
 
         Worked out in float64 and rounded once.
         """
-        key = bits, to
+        own, of_norm = bits[self.position], bits[self._norm_position]
+        key = own, of_norm, to
         if key not in self._scales:
-            set_bitwidth(self._layer, bits)
+            set_bitwidth(self._layer, own)
             weight_unit, grid = self._layer.weight_unit(), self._layer.activation_grid()
             assert weight_unit is not None
             assert grid is not None
-            factor, shift = _affine(self.region, bits)
+            factor, shift = _affine(self.region, of_norm)
             unit = 1.0 if to is None else to.unit
             self._scales[key] = (factor * (weight_unit * grid.unit) / unit).float(), (shift / unit).float()
         return self._scales[key]
@@ -139,9 +142,9 @@ class IntegerRegion:
         if self.grid(own) is None:
             y = self._in_float32(x, own, others)
         elif others:
-            y = self._convolved_and_added(x, own, others[0])
+            y = self._convolved_and_added(x, bits, others[0])
         else:
-            return self._convolved(x, own, to)
+            return self._convolved(x, bits, to)
         return y if to is None else self._rounded(y, to)
 
     def _in_float32(self, x: Tensor, bits: int, others: Sequence[Tensor]) -> Tensor:
@@ -173,10 +176,10 @@ class IntegerRegion:
             return _shaped(by_clipping(rows, torch.tensor(grid.clipping), largest), x.shape)
         return _shaped(by_step(rows, torch.tensor(grid.unit), largest), x.shape)
 
-    def _convolved(self, x: Tensor, bits: int, to: ActivationGrid | None) -> Tensor:
+    def _convolved(self, x: Tensor, bits: Bits, to: ActivationGrid | None) -> Tensor:
         """Return the value where nothing is added; rounded for the layer whose grid is `to`."""
         images = self._as_images(x)
-        convolution = self._convolution(bits, images)
+        convolution = self._convolution(bits[self.position], images)
         scale, bias = self._scale_and_bias(bits, to)
         if convolution.split.low_outputs:
             accumulators = convolution.accumulators(images)
@@ -192,10 +195,10 @@ class IntegerRegion:
             y = convolution.levels(images, scale, bias, to.largest)
         return self._like_input(y, x)
 
-    def _convolved_and_added(self, x: Tensor, bits: int, other: Tensor) -> Tensor:
+    def _convolved_and_added(self, x: Tensor, bits: Bits, other: Tensor) -> Tensor:
         """Return the value where `other` is added, in float32."""
         images = self._as_images(x)
-        convolution = self._convolution(bits, images)
+        convolution = self._convolution(bits[self.position], images)
         scale, bias = self._scale_and_bias(bits, None)
         if convolution.split.low_outputs:
             accumulators = convolution.accumulators(images)
@@ -222,7 +225,10 @@ class IntegerRegion:
 
 
 def _affine(region: Region, bits: int) -> tuple[Tensor, Tensor]:
-    """Return (out,) factor and shift in float64: what a layer's bias and its batch norm do to its output."""
+    """Return (out,) factor and shift in float64: what a layer's bias and its batch norm do to its output.
+
+    `bits` are those of the layer that the batch norm follows.
+    """
     layer, norm = region.layer, region.batch_norm
     outputs = layer.weight.shape[0]
     bias = torch.zeros(outputs, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()

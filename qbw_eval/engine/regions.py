@@ -29,7 +29,7 @@ class Region:
     Attributes:
         node: the layer's.
         layer: the layer.
-        batch_norm: directly behind it, or None.
+        batch_norm: directly behind it, or None. One that is switchable follows the bits of the layer, or of `reader`.
         other: the node that is added, or None.
         relu: whether negative values become zero in the end.
         last: the node whose value the region computes.
@@ -83,7 +83,7 @@ def _grow(
     batch_norm = other = None
     relu = False
     after = follower()
-    if after is not None and (batch_norm := _batch_norm(after, layer, traced)) is not None:
+    if after is not None and (batch_norm := _batch_norm(after, layer, traced, own_layer)) is not None:
         members.append(after)
         after = follower()
     if after is not None and (other := _added(after, members[-1])) is not None:
@@ -107,7 +107,7 @@ def _grow(
 
 
 def _batch_norm(
-    node: fx.Node, layer: nn.Module, traced: TracedNetwork
+    node: fx.Node, layer: nn.Module, traced: TracedNetwork, own_layer: OwnLayer
 ) -> nn.BatchNorm2d | SwitchableBatchNorm2d | None:
     """Return the batch norm that a node applies to a convolution, if it is one that scales by fixed statistics."""
     module = traced.modules.get(node)
@@ -115,8 +115,11 @@ def _batch_norm(
         return None
     if module is None or module._forward_hooks or module._forward_pre_hooks:
         return None
-    if type(module) is SwitchableBatchNorm2d and tuple(module.bitwidth_sources) == (layer,):
-        return module
+    if type(module) is SwitchableBatchNorm2d:
+        # Of two layers' bits the region knows: its own, and those of the layer that alone reads it.
+        users = list(node.users)
+        reader = own_layer(users[0], traced) if len(users) == 1 else None
+        return module if tuple(module.bitwidth_sources) in ((layer,), (reader,)) else None
     if type(module) is nn.BatchNorm2d and module.running_mean is not None:
         return module
     return None

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from qbw_eval.checkpoints.safe_load import CheckpointError
-from qbw_eval.experiment import Experiment
+from qbw_eval.experiment import AnyPrecisionModel, Experiment
+from qbw_eval.networks.preact_resnet import NETWORKS, PreActResNet20, PreActResNet50
 from qbw_eval.networks.resnet import SHAPES, ResNet
 from qbw_eval.quantization.layers import Quantizers
 from schemas.errors import UsageError
+
+Network = ResNet | PreActResNet20 | PreActResNet50
 
 _SHOWN_MISMATCHES = 5
 
@@ -27,7 +30,7 @@ def quantizers_of(experiment: Experiment) -> Quantizers:
     )
 
 
-def build_network(experiment: Experiment) -> ResNet:
+def build_network(experiment: Experiment) -> Network:
     """Return the experiment's network, newly initialized from torch's generator.
 
     Raises:
@@ -41,9 +44,14 @@ def build_network(experiment: Experiment) -> ResNet:
             )
     assert model.in_channels is not None
     assert model.num_classes is not None
+    quantizers = quantizers_of(experiment)
+    if isinstance(model, AnyPrecisionModel):
+        return NETWORKS[model.name](
+            quantizers, width=model.resolved_width, in_channels=model.in_channels, num_classes=model.num_classes
+        )
     return ResNet(
         SHAPES[model.name],
-        quantizers_of(experiment),
+        quantizers,
         width=model.resolved_width,
         in_channels=model.in_channels,
         num_classes=model.num_classes,
@@ -52,7 +60,7 @@ def build_network(experiment: Experiment) -> ResNet:
     )
 
 
-def load_network(experiment: Experiment, state: Mapping[str, Tensor], where: str) -> ResNet:
+def load_network(experiment: Experiment, state: Mapping[str, Tensor], where: str) -> Network:
     """Return the experiment's network with a checkpoint's weights, in evaluation mode.
 
     The network is first laid out on torch's meta device, so that a size that only the checkpoint's configuration claims
@@ -63,13 +71,19 @@ def load_network(experiment: Experiment, state: Mapping[str, Tensor], where: str
     """
     with torch.device("meta"):
         network = build_network(experiment)
-    _check_fit(network, state, where)
+    of_checkpoint = isinstance(experiment.model, AnyPrecisionModel)
+    described = (
+        f"{experiment.model.name} that its 'model' names"
+        if of_checkpoint
+        else "network that its configuration describes"
+    )
+    _check_fit(network, state, where, described)
     full_precision = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     network.load_state_dict(full_precision, assign=True)
     return network.eval()
 
 
-def _check_fit(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def _check_fit(network: nn.Module, state: Mapping[str, Tensor], where: str, described: str) -> None:
     expected = network.state_dict()
     problems = [
         f"{name}: is {tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the network; "
@@ -87,7 +101,5 @@ def _check_fit(network: nn.Module, state: Mapping[str, Tensor], where: str) -> N
     if problems:
         more = f"; and {len(problems) - _SHOWN_MISMATCHES} more" if len(problems) > _SHOWN_MISMATCHES else ""
         raise CheckpointError(
-            f"{where}: its weights do not fit the network that its configuration describes: "
-            + "; ".join(problems[:_SHOWN_MISMATCHES])
-            + more
+            f"{where}: its weights do not fit the {described}: " + "; ".join(problems[:_SHOWN_MISMATCHES]) + more
         )

@@ -247,8 +247,8 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 class SwitchableBatchNorm2d(nn.Module):
     """One batch norm per bitwidth (Any-Precision DNN, arXiv 1911.07346, section 3.3), keys `bn_dict.<bits>`.
 
-    Which one runs is read from the quantized layer it belongs to, so it cannot disagree with that layer. Where the
-    layer runs at 32 bits and 32 is no option, nothing was learned for 32 and the largest option's batch norm runs.
+    Which one runs is read from a quantized layer, `source`: the one that it normalizes for, before or behind it. Where
+    that runs at 32 bits and 32 is no option, nothing was learned for 32 and the largest option's batch norm runs.
     """
 
     def __init__(self, num_features: int, source: QuantizedLayer) -> None:
@@ -273,3 +273,20 @@ class SwitchableBatchNorm2d(nn.Module):
         """Normalize (N, C, H, W) with the statistics of the source layer's bitwidth."""
         normalized: Tensor = self.batch_norm_at(self._source[0].curr_bitwidth)(x)
         return normalized
+
+
+class QuantActivation(nn.Module):
+    """What a quantized layer makes of its input, where somebody else reads that too; has no bits of its own."""
+
+    def __init__(self, source: QuantizedLayer) -> None:
+        super().__init__()
+        self._source: Sequence[QuantizedLayer] = (source,)  # in a tuple, as in SwitchableBatchNorm2d
+
+    @property
+    def bitwidth_sources(self) -> Sequence[QuantizedLayer]:
+        """The layer whose bits decide what this module does."""
+        return self._source
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` as `source` quantizes it at its current bitwidth."""
+        return self._source[0].quantize_activation(x)

@@ -6,6 +6,7 @@ the last place and everything after it is to be compared exactly.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -178,6 +179,93 @@ def resnet8(state: Mapping[str, Floats], x: Floats, bits: Sequence[int], options
             x = batch_norm(conv(x, f"{block}.shortcut.0", stride, 0), state, f"{block}.shortcut.1")
         x = np.maximum(y + x, 0)
     return x.mean(axis=(2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+def max_pool(x: Floats) -> Floats:
+    """The largest of 3x3 pixels, every second row and column, borders included."""
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    height, width = (x.shape[2] - 3) // 2 + 1, (x.shape[3] - 3) // 2 + 1
+    taps = [x[:, :, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
+    return np.max(taps, axis=0)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the networks below compute with: by default NumPy; a test hands in torch's operations in float32."""
+
+    conv: Callable[[Any, Any, int, int], Any] = lambda x, w, stride, padding: conv2d(
+        x, w, stride=stride, padding=padding
+    )
+    norm: Callable[[Any, Mapping[str, Any], str], Any] = batch_norm
+    weight: Callable[[Any, int], Any] = dorefa_scaled_weight
+    activation: Callable[[Any, int], Any] = lambda x, bits: quantized_activation(
+        "dorefa", "dorefa_scaled", x, bits, math.nan
+    )
+    linear: Callable[[Any, Any, Any], Any] = lambda x, w, bias: x @ w.T + bias
+    max_pool: Callable[[Any], Any] = max_pool
+    average: Callable[[Any], Any] = lambda x: x.mean((2, 3))
+
+
+def any_precision_resnet20(
+    state: Mapping[str, Any], x: Any, bits: Mapping[str, int], options: Sequence[int], with_: Arithmetic | None = None
+) -> Any:
+    """The logits of Any-Precision DNN's resnet20q: a batch norm has the bits of the convolution that it feeds.
+
+    The last one has those of the last convolution.
+
+    Args:
+        state: the state dict.
+        x: (N, C, H, W).
+        bits: per quantized convolution.
+        options: the bits for which there are batch norms; the largest one's runs where 32 is not among them.
+        with_: what to compute with.
+    """
+    a = with_ or Arithmetic()
+
+    def activated(x: Any, norm: str, k: int) -> Any:
+        return a.activation(a.norm(x, state, f"{norm}.bn_dict.{k if k in options else max(options)}"), k)
+
+    x = a.conv(x, state["conv0.weight"], 1, 1)
+    for block in range(9):
+        name, stride = f"layers.{block}", 2 if block in (3, 6) else 1
+        first, second = bits[f"{name}.conv0"], bits[f"{name}.conv1"]
+        y = activated(x, f"{name}.bn0", first)
+        if stride == 2:
+            x = a.norm(a.conv(y, state[f"{name}.skip_conv.weight"], 2, 0), state, f"{name}.skip_bn")
+        y = a.conv(y, a.weight(state[f"{name}.conv0.weight"], first), stride, 1)
+        y = activated(y, f"{name}.bn1", second)
+        x = a.conv(y, a.weight(state[f"{name}.conv1.weight"], second), 1, 1) + x
+    last = bits["layers.8.conv1"]
+    x = a.norm(x, state, f"bn.bn_dict.{last if last in options else max(options)}")
+    return a.linear(x.mean(2).mean(2), state["fc.weight"], state["fc.bias"])
+
+
+def any_precision_resnet50(
+    state: Mapping[str, Any], x: Any, bits: Mapping[str, int], options: Sequence[int], with_: Arithmetic | None = None
+) -> Any:
+    """The logits of Any-Precision DNN's resnet50q; arguments and batch norms as in `any_precision_resnet20`.
+
+    A shortcut's batch norm has the bits of the block's last convolution; the last activation those of the last of all.
+    """
+    a = with_ or Arithmetic()
+
+    def norm(x: Any, name: str, k: int) -> Any:
+        return a.norm(x, state, f"{name}.bn_dict.{k if k in options else max(options)}")
+
+    x = a.max_pool(a.conv(x, state["conv1.weight"], 2, 3))
+    for stage, count in enumerate((3, 4, 6, 3), start=1):
+        for position in range(count):
+            name, stride = f"layer{stage}.{position}", 2 if stage > 1 and position == 0 else 1
+            y = x
+            for index, (step, padding) in enumerate(((1, 0), (stride, 1), (1, 0))):
+                k = bits[f"{name}.conv{index}"]
+                y = a.activation(norm(y, f"{name}.bn{index}", k), k)
+                y = a.conv(y, a.weight(state[f"{name}.conv{index}.weight"], k), step, padding)
+            if position == 0:
+                x = norm(a.conv(x, state[f"{name}.downsample.0.weight"], stride, 0), f"{name}.downsample.1", k)
+            x = y + x
+    k = bits["layer4.2.conv2"]
+    return a.linear(a.average(a.activation(norm(x, "bn", k), k)), state["fc.weight"], state["fc.bias"])
 
 
 # --- costs and counts -----------------------------------------------------------------------------------------------

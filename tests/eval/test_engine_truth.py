@@ -11,7 +11,7 @@ import references
 import torch
 from torch import Tensor, nn
 
-from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.data.sources import load_split
 from qbw_eval.engine.reference import ReferenceEngine

@@ -28,8 +28,10 @@ from qbw_eval.experiment import (
     QuantizationSettings,
     RandomBitwidths,
     TrainingSettings,
+    WithoutNetwork,
     experiment_from_mapping,
     experiment_json_schema,
+    load_evaluation_file,
     load_experiment,
 )
 from qbw_eval.yaml_reader import read_yaml
@@ -1040,6 +1042,62 @@ def test_a_slip_of_the_fingers_gives_an_experiment_or_sentences(place: int, type
         check_sentences(text)
 
 
+# --- a file that leaves the network to the checkpoint ---------------------------------------------------------------
+
+
+def evaluation_file(text: str) -> Experiment | WithoutNetwork:
+    Path("exp.yaml").write_text(text, encoding="utf-8")
+    return load_evaluation_file(Path("exp.yaml"))
+
+
+def test_a_file_without_a_network_says_the_rest() -> None:
+    settings = evaluation_file("data: {source: tensors, validation: v.npz}\nrandom_bitwidths: {number_of_configs: 3}")
+    assert settings == WithoutNetwork(
+        experiment="exp",
+        data=DataSettings(source="tensors", validation=Path("v.npz").absolute()),
+        random_bitwidths=RandomBitwidths(num_bitwidths=3),
+    )
+    other = load(SMALL).model_copy(update={"experiment": "other"})
+    both = settings.with_network_of(other)
+    assert (both.experiment, both.data, both.random_bitwidths) == ("exp", settings.data, settings.random_bitwidths)
+    assert (both.model, both.quantization) == (other.model, other.quantization)
+
+
+@pytest.mark.parametrize("text", [SMALL, FULL])
+def test_a_file_with_a_network_says_what_it_always_did(text: str) -> None:
+    assert evaluation_file(text) == load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("experiment: mine", ["exp.yaml:1:1: data: this key is missing"]),
+        (
+            "data: {source: digits, trian: 1}\nmodle: resnet8",
+            [
+                "exp.yaml:1:24: data.trian: unknown key; did you mean 'train'?",
+                "exp.yaml:2:1: modle: unknown key; did you mean 'model'?",
+            ],
+        ),
+        (
+            "data: {source: digits}\ntraining: {epochs: 1}",
+            ["exp.yaml:1:1: model: this key is missing", "exp.yaml:1:1: quantization: this key is missing"],
+        ),
+        (
+            "model: resnet20q\ndata: {source: digits}\nquantization: {m: {bitwidth_options: [2]}}",
+            [
+                "exp.yaml:1:8: model: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34' "
+                "or 'resnet50', found 'resnet20q'; did you mean 'resnet20'?"
+            ],
+        ),
+    ],
+)
+def test_what_is_wrong_with_such_a_file_is_told_with_its_place(text: str, sentences: list[str]) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        evaluation_file(text)
+    assert str(caught.value).split("\n") == sentences
+
+
 # --- the JSON schema ------------------------------------------------------------------------------------------------
 
 
@@ -1111,6 +1169,25 @@ def test_the_schema_refuses_what_we_refuse(changes: dict[str, str]) -> None:
     document, schema = read_yaml(text.encode()), experiment_json_schema()
     assert document.problems == ()
     assert not fits(document.value, schema, schema)
+
+
+@pytest.mark.parametrize(
+    ("keys", "accepted"),
+    [
+        ([], False),
+        (["data"], True),
+        (["data", "experiment", "random_bitwidths"], True),
+        (["data", "model"], False),
+        (["data", "quantization"], False),
+        (["data", "training"], False),
+        (["data", "quantization_method"], False),
+        (["model", "quantization"], False),
+        (["data", "model", "quantization"], True),
+    ],
+)
+def test_the_schema_wants_data_and_of_the_network_all_or_nothing(keys: list[str], accepted: bool) -> None:
+    document, schema = yaml.safe_load(FULL.replace("1e-3", "0.001")), experiment_json_schema()
+    assert fits({key: document[key] for key in keys}, schema, schema) == accepted
 
 
 def test_the_schema_explains_itself() -> None:

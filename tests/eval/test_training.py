@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import Split, load_split
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from qbw_eval import validate_random_bitwidths
-from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.data.sources import load_split
 from qbw_eval.engine.tally import Measurement, pack_bits

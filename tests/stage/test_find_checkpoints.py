@@ -14,6 +14,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "epoch_10.pt",
         "epoch_2.pt",
         "b/epoch_1.pth",
+        "b/model_best.pth.tar",
         ".epoch_3.pt.tmp",
         ".hidden.pt",
         "notes.txt",
@@ -32,12 +33,12 @@ def found(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "files"),
     [
-        (["."], ["b/epoch_1.pth", "epoch_2.pt", "epoch_10.pt"]),
-        (["b"], ["b/epoch_1.pth"]),
+        (["."], ["b/epoch_1.pth", "b/model_best.pth.tar", "epoch_2.pt", "epoch_10.pt"]),
+        (["b"], ["b/epoch_1.pth", "b/model_best.pth.tar"]),
         (["epoch_*.pt"], ["epoch_2.pt", "epoch_10.pt"]),
-        (["**/*.pt*"], ["b/epoch_1.pth", "epoch_2.pt", "epoch_10.pt"]),
+        (["**/*.pt*"], ["b/epoch_1.pth", "b/model_best.pth.tar", "epoch_2.pt", "epoch_10.pt"]),
         (["epoch_10.pt", "epoch_2.pt"], ["epoch_10.pt", "epoch_2.pt"]),
-        (["epoch_10.pt", "."], ["epoch_10.pt", "b/epoch_1.pth", "epoch_2.pt"]),
+        (["epoch_10.pt", "."], ["epoch_10.pt", "b/epoch_1.pth", "b/model_best.pth.tar", "epoch_2.pt"]),
         (["notes.txt"], ["notes.txt"]),
         ([".hidden.pt"], [".hidden.pt"]),
     ],
@@ -61,7 +62,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder: Path) -> No
     [
         ("nowhere", "nowhere: no such file or folder; name a checkpoint, a folder of checkpoints or a glob"),
         ("*.onnx", "*.onnx: no file matches the pattern; name a checkpoint, a folder of checkpoints or a glob"),
-        ("x.pt", "x.pt: a folder without checkpoints; expected files that end in .pt or .pth"),
+        ("x.pt", "x.pt: a folder without checkpoints; expected files that end in .pt, .pth or .pth.tar"),
         ("x.*t", "x.*t: no file matches the pattern; name a checkpoint, a folder of checkpoints or a glob"),
     ],
 )

@@ -29,7 +29,7 @@ from stage_references import (
 )
 
 from qbw_eval import evaluate as evaluate_module
-from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands import run as run_module
 from qbw_eval.commands import train as train_module
 from qbw_eval.cost import costs_of

@@ -118,7 +118,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "folder without checkpoints": Mistake(
         lambda p: ["run", p.inside("notes/a.txt", 1)],
-        "notes: a folder without checkpoints; expected files that end in .pt or .pth",
+        "notes: a folder without checkpoints; expected files that end in .pt, .pth or .pth.tar",
         2,
     ),
     "glob without matches": Mistake(
@@ -156,16 +156,19 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "no model_state_dict": Mistake(
         run(lambda p: p.checkpoint(without="model_state_dict")),
-        "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes; found the keys "
+        "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
+        "'model', as Any-Precision DNN does; found the keys "
         "['config', 'epoch', 'optimizer_state_dict', 'quantization_method', 'val_acc', 'val_loss']",
     ),
     "only a state dict": Mistake(
         run(lambda p: p.save({"conv1.weight": torch.ones(1)})),
-        "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes; found the keys ['conv1.weight']",
+        "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
+        "'model', as Any-Precision DNN does; found the keys ['conv1.weight']",
     ),
     "a list": Mistake(
         run(lambda p: p.save([1, 2])),
-        "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes; found list",
+        "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
+        "'model', as Any-Precision DNN does; found list",
     ),
     "state dict of numbers": Mistake(
         run(lambda p: p.checkpoint(model_state_dict={"w": 1.0})),
@@ -213,6 +216,11 @@ MISTAKES: dict[str, Mistake] = {
         run(lambda p: p.checkpoint(without="config")),
         "bad.pt: has no 'config' that describes the network; name one with --config file.yaml",
     ),
+    "no configuration, and a file that only names data": Mistake(
+        lambda p: ["run", p.checkpoint(without="config"), "--config", p.write("d.yaml", "data: {source: digits}\n")],
+        "bad.pt: has no 'config' that describes the network; name one with --config file.yaml that has the keys model "
+        "and quantization too",
+    ),
     "configuration is text": Mistake(
         run(lambda p: p.checkpoint(config="resnet8")),
         "bad.pt: has no 'config' that describes the network; name one with --config file.yaml",
@@ -235,6 +243,16 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "YAML: unknown key": Mistake(
         with_yaml("training:", "trainig:"), "e.yaml:4:1: trainig: unknown key; did you mean 'training'?", 2
+    ),
+    "YAML: only data, an unknown key": Mistake(
+        lambda p: ["run", "good.pt", "--config", p.write("d.yaml", "data: {source: digits}\nmodle: resnet8\n")],
+        "d.yaml:2:1: modle: unknown key; did you mean 'model'?",
+        2,
+    ),
+    "YAML: no data": Mistake(
+        lambda p: ["run", "good.pt", "--config", p.write("d.yaml", "experiment: mine\n")],
+        "d.yaml:1:1: data: this key is missing",
+        2,
     ),
     "YAML: wrong type": Mistake(
         with_yaml("epochs: 1", "epochs: many"), "e.yaml:4:20: training.epochs: expected a whole number, found 'many'", 2
