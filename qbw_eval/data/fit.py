@@ -1,6 +1,7 @@
 """Do data and network fit each other? What an experiment leaves open is filled in from the data."""
 
-from qbw_eval.data.sources import DataError, Split
+from qbw_eval.data.errors import DataError
+from qbw_eval.data.sources import Split
 from qbw_eval.experiment import Experiment
 
 

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.safe_load import load_torch_file
+from qbw_eval.data.errors import DataError
+from qbw_eval.data.labels import class_numbers
 from qbw_eval.experiment import DataSettings
-from schemas.errors import QBWError, UsageError
+from schemas.errors import UsageError
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -30,10 +32,6 @@ _MOST_CLASSES = 100_000
 """As many as an experiment file may name."""
 
 _INPUT_NAMES, _LABEL_NAMES = ("inputs", "x", "images", "data"), ("labels", "y", "targets", "target")
-
-
-class DataError(QBWError):
-    """A data source cannot give what was asked of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,10 @@ def _digits(name: SplitName) -> Split:
 
 
 def _tensor_file(path: Path, name: SplitName) -> Split:
-    """Return the split in a .pt or .npz file that holds inputs (N, C, H, W) and labels (N,) under their usual names."""
+    """Return the split in a .pt or .npz file that holds inputs (N, C, H, W) and labels under their usual names.
+
+    Labels are (N,) class numbers or (N, classes) one-hot.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file; data.{name} must name a .pt or .npz file with inputs and labels")
     if path.suffix not in (".pt", ".npz"):
@@ -156,12 +157,14 @@ def _as_inputs(inputs: Tensor, path: Path) -> Tensor:
 
 
 def _as_labels(labels: Tensor, inputs: Tensor, path: Path) -> Tensor:
-    if labels.shape != inputs.shape[:1] or labels.is_floating_point() or labels.is_complex():
+    one_hot = labels.ndim == 2 and len(labels) == len(inputs)
+    numbers = class_numbers(labels, str(path)) if one_hot else labels
+    if numbers.shape != inputs.shape[:1] or numbers.is_floating_point() or numbers.is_complex():
         raise DataError(
             f"{path}: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-            f"expected one whole number for each of the {len(inputs)} inputs"
+            f"expected one whole number, or one one-hot row, for each of the {len(inputs)} inputs"
         )
-    labels = labels.long().contiguous()
+    labels = numbers.long().contiguous()
     if int(labels.max()) >= _MOST_CLASSES:
         raise DataError(
             f"{path}: the largest label is {int(labels.max())}; expected fewer than {_MOST_CLASSES:,} classes"

@@ -330,7 +330,8 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "labels missing": Mistake(
         run(lambda p: p.data(np.zeros((4, 1, 8, 8), np.float32), np.arange(3))),
-        "data.npz: labels are torch.int64 of shape (3,); expected one whole number for each of the 4 inputs",
+        "data.npz: labels are torch.int64 of shape (3,); expected one whole number, "
+        "or one one-hot row, for each of the 4 inputs",
     ),
     "data file missing": Mistake(
         run(lambda p: p.config(data={"source": "tensors", "validation": "nowhere.npz"})),
