@@ -33,6 +33,11 @@ def check_data_fit(experiment: Experiment, split: Split, network: str) -> None:
         raise DataError(
             f"{split.dataset}: inputs have {split.input_shape[0]} channels, {network} takes {model.in_channels}"
         )
+    if split.classes is not None and split.classes != model.num_classes:
+        raise DataError(
+            f"{split.dataset}: has folders for {split.classes} classes, {network} has {model.num_classes} classes; "
+            "they are numbered by the folders' sorted names, so there must be one for each"
+        )
     if model.num_classes is not None and split.num_classes > model.num_classes:
         raise DataError(
             f"{split.dataset}: the largest label is {split.num_classes - 1}, "

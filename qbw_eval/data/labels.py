@@ -1,8 +1,13 @@
 """Labels as people keep them: class numbers, or one-hot rows."""
 
+from typing import Final
+
 from torch import Tensor
 
 from qbw_eval.data.errors import DataError
+
+MOST_CLASSES: Final = 100_000
+"""As many as an experiment file may name."""
 
 
 def class_numbers(labels: Tensor, where: str) -> Tensor:
