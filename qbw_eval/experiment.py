@@ -47,8 +47,9 @@ CIFAR_STYLE: Final = ("resnet8", "resnet20", "resnet32", "resnet56")
 
 MAX_SEED: Final = 2**63 - 1  # a record's seed is an int64
 MAX_NAME_BYTES: Final = 200  # file systems stop at 255, and names get prefixes and endings
-_DATA_FILES: Final = (".pt", ".npz")
-_PATHS: Final = {"tensors": "the path of a .pt or .npz file", "image_folder": "the path of a folder"}
+_DATA_FILES: Final = (".pt", ".npz", ".safetensors")
+TENSOR_FILES: Final = ".pt, .npz or .safetensors"
+_PATHS: Final = {"tensors": f"the path of a {TENSOR_FILES} file", "image_folder": "the path of a folder"}
 """What a split names, by source."""
 
 
@@ -163,7 +164,7 @@ class ModelSettings(_Settings):
         return 16 if self.name in CIFAR_STYLE else 64
 
 
-_SPLIT_PATH: Final = "tensors: .pt or .npz file; image_folder: folder; relative to the experiment file's folder"
+_SPLIT_PATH: Final = f"tensors: {TENSOR_FILES} file; image_folder: folder; relative to the experiment file's folder"
 # There is no default: with other values than those of the training, a network is evaluated on other inputs, and
 # nothing but a lower accuracy says so.
 _NEEDED_FOR_IMAGES: Final = {

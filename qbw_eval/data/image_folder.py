@@ -272,7 +272,9 @@ def _read_image(path: str, size: int, resize: int) -> "np.ndarray[Any, np.dtype[
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on crafted bytes
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{_shown(path)}: cannot be decoded ({reason[:200]}); copy it again, or remove it") from None
+        raise DataError(
+            f"{_shown(path)}: cannot be decoded ({_shown(reason[:200])}); copy it again, or remove it"
+        ) from None
     scaled = _scaled_size(pixels.size, resize)
     if scaled != pixels.size:
         pixels = pixels.resize(scaled, Image.Resampling.BILINEAR)
@@ -312,6 +314,6 @@ def _in_words(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def _shown(path: str | Path) -> str:
-    """Return a path as one line, whatever is in a stranger's file names."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+def _shown(text: str | Path) -> str:
+    """Return a stranger's text, such as a file's name, as one printable line."""
+    return str(text) if str(text).isprintable() else repr(str(text))

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.safe_load import load_torch_file
+from qbw_eval.checkpoints.safetensors_file import load_safetensors
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.image_folder import read_image_folder
 from qbw_eval.data.labels import MOST_CLASSES, class_numbers
-from qbw_eval.experiment import DataSettings
+from qbw_eval.experiment import TENSOR_FILES, DataSettings
 from schemas.errors import UsageError
 
 SplitName = Literal["train", "validation", "test"]
@@ -123,15 +124,21 @@ def _digits(name: SplitName) -> Split:
 
 
 def _tensor_file(path: Path, name: SplitName) -> Split:
-    """Return the split in a .pt or .npz file that holds inputs (N, C, H, W) and labels under their usual names.
+    """Return the split in a file of tensors that holds inputs (N, C, H, W) and labels under their usual names.
 
     Labels are (N,) class numbers or (N, classes) one-hot.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file; data.{name} must name a .pt or .npz file with inputs and labels")
-    if path.suffix not in (".pt", ".npz"):
-        raise DataError(f"{path}: data.{name} must be a .pt or .npz file, found {path.suffix or 'no suffix'!r}")
-    content = _read_npz(path) if path.suffix == ".npz" else load_torch_file(path).content
+        raise DataError(f"{path}: no such file; data.{name} must name a {TENSOR_FILES} file with inputs and labels")
+    match path.suffix:
+        case ".pt":
+            content = load_torch_file(path).content
+        case ".npz":
+            content = _read_npz(path)
+        case ".safetensors":
+            content = load_safetensors(path).content
+        case other:
+            raise DataError(f"{path}: data.{name} must be a {TENSOR_FILES} file, found {other or 'no suffix'!r}")
     if isinstance(content, (tuple, list)) and len(content) == 2:
         content = {"inputs": content[0], "labels": content[1]}
     if not isinstance(content, Mapping):

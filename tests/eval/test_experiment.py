@@ -457,19 +457,19 @@ MISTAKES = [
     ({"classes: 7": "classes: 1"}, "exp.yaml:8:16: model.num_classes: expected at least 2, found 1"),
     (
         {"train: a/train.npz": "train: a/train.csv"},
-        "exp.yaml:12:10: data.train: expected the path of a .pt or .npz file, found 'a/train.csv'",
+        "exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found 'a/train.csv'",
     ),
     (
         {"train: a/train.npz": "train: [a.npz]"},
-        "exp.yaml:12:10: data.train: expected the path of a .pt or .npz file, found a list",
+        "exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found a list",
     ),
     (
         {"train: a/train.npz": 'train: "a\\0.npz"'},
-        r"exp.yaml:12:10: data.train: expected the path of a .pt or .npz file, found 'a\x00.npz'",
+        r"exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found 'a\x00.npz'",
     ),
     (
         {"train: a/train.npz": "train: a/train"},
-        "exp.yaml:12:10: data.train: expected the path of a .pt or .npz file, found 'a/train'; "
+        "exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found 'a/train'; "
         "for a folder of images say source: image_folder",
     ),
     (
@@ -1220,17 +1220,22 @@ def test_the_schema_accepts_what_we_accept(document: dict[str, Any]) -> None:
 
 # Beyond a JSON schema, all of them; listed so that a new kind of mistake has to be thought about.
 ACROSS_SETTINGS = (
-    r"source 'digits'|source 'tensors'|source 'image_folder'|source: image_folder|"
+    r"source 'digits'|source 'tensors'|source 'image_folder'|source: image_folder|data.size, which|"
     r"does not go with|bitwidth: |quantization_method|a method is missing"
 )
 ONLY_IN_YAML = r"given twice|not valid YAML|given at top level too|the tag|is too long|a name as the key"
-NARROWER = r"a name of 1 to 200 bytes|a name without|\.pt or \.npz file|path of a folder|a finite number"
+NARROWER = r"a name of 1 to 200 bytes|a name without|\.safetensors file|path of a folder|a finite number"
 BEYOND = re.compile(f"{ACROSS_SETTINGS}|{ONLY_IN_YAML}|{NARROWER}")
 
 
-@pytest.mark.parametrize("changes", [changes for changes, message in MISTAKES if not BEYOND.search(message)])
-def test_the_schema_refuses_what_we_refuse(changes: dict[str, str]) -> None:
-    text = FULL
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        *((FULL, changes) for changes, message in MISTAKES if not BEYOND.search(message)),
+        *((IMAGES, changes) for changes, messages in IMAGE_MISTAKES if not BEYOND.search("".join(messages))),
+    ],
+)
+def test_the_schema_refuses_what_we_refuse(text: str, changes: dict[str, str]) -> None:
     for before, after in changes.items():
         text = text.replace(before, after, 1)
     document, schema = read_yaml(text.encode()), experiment_json_schema()

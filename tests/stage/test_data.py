@@ -349,7 +349,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.npz").mkdir()
     for name in ("nowhere.npz", "folder.npz"):
         assert refusal(tmp_path / name) == (
-            "no such file; data.validation must name a .pt or .npz file with inputs and labels"
+            "no such file; data.validation must name a .pt, .npz or .safetensors file with inputs and labels"
         )
 
 

@@ -278,6 +278,16 @@ def test_every_format_is_what_pillow_makes_of_it_whatever_it_is_called(suffix: s
     assert np.array_equal(pixels_of(load(folder, size=6))[1], expected)
 
 
+def test_the_orientation_that_a_camera_noted_is_not_applied(folder: Path) -> None:
+    before = load(folder).data_id()
+    noted = Image.Exif()
+    noted[0x0112] = 6  # to be turned by 90 degrees
+    save(folder / "ant/1.png", noise(4, 4, 0), exif=noted)
+    with Image.open(folder / "ant/1.png") as image:
+        assert dict(image.getexif()) == {0x0112: 6}
+    assert load(folder).data_id() == before
+
+
 def test_of_several_pictures_the_first_is_taken(folder: Path) -> None:
     for form in ("GIF", "MPO", "TIFF"):
         path = folder / "ant/1.png"
