@@ -13,6 +13,7 @@ from torch import nn
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.cost import average_bitwidth
 from qbw_eval.data.batches import Batch, first_sample, to_device
+from qbw_eval.data.labels import class_numbers
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.tally import Measurement
 from qbw_eval.evaluate import measure
@@ -109,8 +110,9 @@ def validate_random_bitwidths(
 
     Args:
         model: a network whose quantized layers have an integer `curr_bitwidth`.
-        batches: (inputs, labels (N,), anything else) such as a DataLoader yields; inputs are what the network takes: a
-            tensor (N, ...), or dicts, lists and tuples of such tensors. They are moved to the network's device.
+        batches: (inputs, labels (N,), anything else) such as a DataLoader yields; labels may be one-hot (N, classes);
+            inputs are what the network takes: a tensor (N, ...), or dicts, lists and tuples of such tensors. They are
+            moved to the network's device.
         num_configs: how many configurations; the seed document advises at least 4 or 5.
         bitwidth_options: what to draw from; the layers' common `bitwidth_options` where None.
         sampler: "iid" or "uniform", see `configurations.sample`.
@@ -128,6 +130,7 @@ def validate_random_bitwidths(
         UsageError: there are no batches or no configurations, there is no such sampler, or `config` has several
             methods and none is chosen.
         LayerError: the network has no quantized layers, or they share no options.
+        DataError: labels of two dimensions are not one-hot.
     """
     if config is not None:
         method = _active_method(config, quantization_method)
@@ -155,7 +158,10 @@ def _validation(
     seed: int,
 ) -> RandomBitwidthsValidation:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    on_device = (Batch(to_device(inputs, device), labels.to(device)) for inputs, labels, *_ in batches)
+    on_device = (
+        Batch(to_device(inputs, device), class_numbers(labels, "validate_random_bitwidths").to(device))
+        for inputs, labels, *_ in batches
+    )
     first = next(on_device, None)
     if first is None:
         raise UsageError("validate_random_bitwidths: there are no batches to validate on")

@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints: `safe_load` (bytes -> tensors, runs no code), `native` (our own layout)."""
+"""Reading and writing checkpoints: `safe_load` and `safetensors_file` (bytes -> tensors), `native` (our own layout)."""

@@ -1,6 +1,7 @@
 """Do data and network fit each other? What an experiment leaves open is filled in from the data."""
 
-from qbw_eval.data.sources import DataError, Split
+from qbw_eval.data.errors import DataError
+from qbw_eval.data.sources import Split
 from qbw_eval.experiment import Experiment
 
 
@@ -31,6 +32,11 @@ def check_data_fit(experiment: Experiment, split: Split, network: str) -> None:
     if split.input_shape[0] != model.in_channels:
         raise DataError(
             f"{split.dataset}: inputs have {split.input_shape[0]} channels, {network} takes {model.in_channels}"
+        )
+    if split.classes is not None and split.classes != model.num_classes:
+        raise DataError(
+            f"{split.dataset}: has folders for {split.classes} classes, {network} has {model.num_classes} classes; "
+            "they are numbered by the folders' sorted names, so there must be one for each"
         )
     if model.num_classes is not None and split.num_classes > model.num_classes:
         raise DataError(

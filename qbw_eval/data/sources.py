@@ -1,4 +1,4 @@
-"""Where samples come from: scikit-learn's handwritten digits, or a tensor file.
+"""Where samples come from: scikit-learn's handwritten digits, a tensor file, or a folder of images per class.
 
 A split is preprocessed here, whole and in file order, and fingerprinted after that: two evaluations on differently
 preprocessed inputs can never be taken for the same thing.
@@ -9,7 +9,7 @@ import io
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,22 +18,19 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.safe_load import load_torch_file
-from qbw_eval.experiment import DataSettings
-from schemas.errors import QBWError, UsageError
+from qbw_eval.checkpoints.safetensors_file import load_safetensors
+from qbw_eval.data.errors import DataError
+from qbw_eval.data.image_folder import read_image_folder
+from qbw_eval.data.labels import MOST_CLASSES, class_numbers
+from qbw_eval.experiment import TENSOR_FILES, DataSettings
+from schemas.errors import UsageError
 
 SplitName = Literal["train", "validation", "test"]
 
 _DIGITS_SPLITS = {"train": (0, 1000), "validation": (1000, 1797)}
 """Sample ranges after the shuffle: 797 validation samples put the 95% sampling noise of 0.98 at one point."""
 
-_MOST_CLASSES = 100_000
-"""As many as an experiment file may name."""
-
 _INPUT_NAMES, _LABEL_NAMES = ("inputs", "x", "images", "data"), ("labels", "y", "targets", "target")
-
-
-class DataError(QBWError):
-    """A data source cannot give what was asked of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +42,14 @@ class Split:
         name: train, validation or test.
         inputs: (N, channels, height, width) float32.
         labels: (N,) int64, from 0.
+        classes: how many classes the source has, where more than the labels tells.
     """
 
     dataset: str
     name: str
     inputs: Tensor
     labels: Tensor
+    classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,12 +62,12 @@ class Split:
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label."""
-        return int(self.labels.max()) + 1
+        """What the source says, or one more than the largest label."""
+        return int(self.labels.max()) + 1 if self.classes is None else self.classes
 
     def limited(self, limit: int | None) -> "Split":
         """Return the first `limit` samples, all where it is None or larger."""
-        return Split(dataset=self.dataset, name=self.name, inputs=self.inputs[:limit], labels=self.labels[:limit])
+        return replace(self, inputs=self.inputs[:limit], labels=self.labels[:limit])
 
     def data_id(self) -> str:
         """Return the fingerprint of the preprocessed inputs and labels: shapes and values, in order."""
@@ -79,8 +78,13 @@ class Split:
         return hasher.hexdigest()
 
 
-def load_split(settings: DataSettings, name: SplitName) -> Split:
+def load_split(settings: DataSettings, name: SplitName, *, limit: int | None = None) -> Split:
     """Return a preprocessed split.
+
+    Args:
+        settings: the source, and where it is.
+        name: which split.
+        limit: how many of the first samples will be used (None: all); where each costs time, no more are read.
 
     Raises:
         DataError: the source does not have it, or what it has is not inputs and labels.
@@ -88,10 +92,15 @@ def load_split(settings: DataSettings, name: SplitName) -> Split:
     """
     if settings.source == "digits":
         return _digits(name)
-    path = {"train": settings.train, "validation": settings.validation, "test": settings.test}[name]
-    if path is None:
-        raise UsageError(f"data.{name}: the experiment names no file for the split {name!r}; add it, or use --split")
-    return _tensor_file(Path(path), name)
+    named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    paths = {split: Path(path) for split, path in named.items() if path is not None}
+    if name not in paths:
+        what = "folder" if settings.source == "image_folder" else "file"
+        raise UsageError(f"data.{name}: the experiment names no {what} for the split {name!r}; add it, or use --split")
+    if settings.source == "image_folder":
+        inputs, labels, classes = read_image_folder(settings, name, paths, limit)
+        return Split(dataset=paths[name].name, name=name, inputs=inputs, labels=labels, classes=classes)
+    return _tensor_file(paths[name], name)
 
 
 def _digits(name: SplitName) -> Split:
@@ -115,12 +124,21 @@ def _digits(name: SplitName) -> Split:
 
 
 def _tensor_file(path: Path, name: SplitName) -> Split:
-    """Return the split in a .pt or .npz file that holds inputs (N, C, H, W) and labels (N,) under their usual names."""
+    """Return the split in a file of tensors that holds inputs (N, C, H, W) and labels under their usual names.
+
+    Labels are (N,) class numbers or (N, classes) one-hot.
+    """
     if not path.is_file():
-        raise DataError(f"{path}: no such file; data.{name} must name a .pt or .npz file with inputs and labels")
-    if path.suffix not in (".pt", ".npz"):
-        raise DataError(f"{path}: data.{name} must be a .pt or .npz file, found {path.suffix or 'no suffix'!r}")
-    content = _read_npz(path) if path.suffix == ".npz" else load_torch_file(path).content
+        raise DataError(f"{path}: no such file; data.{name} must name a {TENSOR_FILES} file with inputs and labels")
+    match path.suffix:
+        case ".pt":
+            content = load_torch_file(path).content
+        case ".npz":
+            content = _read_npz(path)
+        case ".safetensors":
+            content = load_safetensors(path).content
+        case other:
+            raise DataError(f"{path}: data.{name} must be a {TENSOR_FILES} file, found {other or 'no suffix'!r}")
     if isinstance(content, (tuple, list)) and len(content) == 2:
         content = {"inputs": content[0], "labels": content[1]}
     if not isinstance(content, Mapping):
@@ -156,15 +174,17 @@ def _as_inputs(inputs: Tensor, path: Path) -> Tensor:
 
 
 def _as_labels(labels: Tensor, inputs: Tensor, path: Path) -> Tensor:
-    if labels.shape != inputs.shape[:1] or labels.is_floating_point() or labels.is_complex():
+    one_hot = labels.ndim == 2 and len(labels) == len(inputs)
+    numbers = class_numbers(labels, str(path)) if one_hot else labels
+    if numbers.shape != inputs.shape[:1] or numbers.is_floating_point() or numbers.is_complex():
         raise DataError(
             f"{path}: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-            f"expected one whole number for each of the {len(inputs)} inputs"
+            f"expected one whole number, or one one-hot row, for each of the {len(inputs)} inputs"
         )
-    labels = labels.long().contiguous()
-    if int(labels.max()) >= _MOST_CLASSES:
+    labels = numbers.long().contiguous()
+    if int(labels.max()) >= MOST_CLASSES:
         raise DataError(
-            f"{path}: the largest label is {int(labels.max())}; expected fewer than {_MOST_CLASSES:,} classes"
+            f"{path}: the largest label is {int(labels.max())}; expected fewer than {MOST_CLASSES:,} classes"
         )
     if int(labels.min()) < 0:
         raise DataError(f"{path}: the smallest label is {int(labels.min())}; classes count from 0")

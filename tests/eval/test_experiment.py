@@ -90,6 +90,21 @@ quantization_method: first
 """
 
 
+IMAGES = """\
+model: resnet18
+data:
+  source: image_folder
+  train: images/train
+  validation: images/val
+  size: 224
+  resize: 256
+  mean: [0.485, 0.456, 0.406]
+  std: [0.229, 0.224, 1]
+quantization:
+  mine: {bitwidth_options: [8, 2, 4]}
+"""
+
+
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -169,6 +184,10 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
             "train": f"{tmp_path}/a/train.npz",
             "validation": "/b/validation.pt",
             "test": f"{tmp_path}/../test.npz",
+            "size": None,
+            "resize": None,
+            "mean": None,
+            "std": None,
             "batch_size": 100,
         },
         "training": {
@@ -203,6 +222,23 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
         "random_bitwidths": {"num_bitwidths": 4, "sampler": "uniform", "seed": 2},
         "quantization_method": "first",
     }
+
+
+def test_image_folders_have_keys_of_their_own(tmp_path: Path) -> None:
+    experiment = load(IMAGES)
+    assert experiment.as_mapping()["data"] == {
+        "source": "image_folder",
+        "train": f"{tmp_path}/images/train",
+        "validation": f"{tmp_path}/images/val",
+        "test": None,
+        "size": 224,
+        "resize": 256,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 1.0],
+        "batch_size": 256,
+    }
+    assert experiment_from_mapping(experiment.as_mapping(), "here") == experiment
+    assert load(IMAGES.replace("  resize: 256\n", "")) == load(IMAGES.replace("resize: 256", "resize: 224"))
 
 
 def test_the_seed_documents_example_is_accepted() -> None:
@@ -423,15 +459,28 @@ MISTAKES = [
     ({"classes: 7": "classes: 1"}, "exp.yaml:8:16: model.num_classes: expected at least 2, found 1"),
     (
         {"train: a/train.npz": "train: a/train.csv"},
-        "exp.yaml:12:10: data.train: expected the path of a .pt or .npz file, found 'a/train.csv'",
+        "exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found 'a/train.csv'",
     ),
     (
         {"train: a/train.npz": "train: [a.npz]"},
-        "exp.yaml:12:10: data.train: expected the path of a .pt or .npz file, found a list",
+        "exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found a list",
     ),
     (
         {"train: a/train.npz": 'train: "a\\0.npz"'},
-        r"exp.yaml:12:10: data.train: expected the path of a .pt or .npz file, found 'a\x00.npz'",
+        r"exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found 'a\x00.npz'",
+    ),
+    (
+        {"train: a/train.npz": "train: a/train"},
+        "exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found 'a/train'; "
+        "for a folder of images say source: image_folder",
+    ),
+    (
+        {"batch_size: 100": "size: 32"},
+        "exp.yaml:15:9: data.size: goes with source 'image_folder' only; leave it out",
+    ),
+    (
+        {"batch_size: 100": "mean: [0, 0, 0]"},
+        "exp.yaml:15:9: data.mean: goes with source 'image_folder' only; leave it out",
     ),
     (
         {"  train: a/train.npz\n": "", "  validation: /b/validation.pt\n": ""},
@@ -444,7 +493,8 @@ MISTAKES = [
     ),
     (
         {"source: tensors": "source: digit"},
-        "exp.yaml:11:11: data.source: expected 'digits' or 'tensors', found 'digit'; did you mean 'digits'?",
+        "exp.yaml:11:11: data.source: expected 'digits', 'tensors' or 'image_folder', found 'digit'; "
+        "did you mean 'digits'?",
     ),
     (
         {"[2, 3]": "[2, 4, 4]"},
@@ -593,6 +643,69 @@ def test_a_mistake_has_a_line_a_path_and_a_sentence(changes: dict[str, str], mes
     ],
 )
 def test_files_that_are_wrong_as_a_whole(text: str, expected: list[str]) -> None:
+    assert refusal(text) == expected
+
+
+NEEDS = "this key is missing: the source 'image_folder' needs"
+IMAGE_MISTAKES = [
+    (
+        {"  size: 224\n": "", "  mean: [0.485, 0.456, 0.406]\n": "", "  std: [0.229, 0.224, 1]\n": ""},
+        [
+            f"exp.yaml:3:3: data.size: {NEEDS} the height and width of the network's inputs in pixels; "
+            "torchvision's networks take 224 (and resize: 256)",
+            f"exp.yaml:3:3: data.mean: {NEEDS} what the network was trained with; "
+            "ImageNet's is [0.485, 0.456, 0.406], none is [0, 0, 0]",
+            f"exp.yaml:3:3: data.std: {NEEDS} what the network was trained with; "
+            "ImageNet's is [0.229, 0.224, 0.225], none is [1, 1, 1]",
+        ],
+    ),
+    (
+        {"resize: 256": "resize: 223"},
+        ["exp.yaml:7:11: data.resize: expected at least data.size, which is 224, found 223"],
+    ),
+    ({"resize: 256": "rezise: 256"}, ["exp.yaml:7:3: data.rezise: unknown key; did you mean 'resize'?"]),
+    ({"size: 224": "size: [224, 224]"}, ["exp.yaml:6:9: data.size: expected a whole number, found a list"]),
+    ({"size: 224": "size: 0"}, ["exp.yaml:6:9: data.size: expected at least 1, found 0"]),
+    ({"size: 224": "size: 20000"}, ["exp.yaml:6:9: data.size: expected at most 16384, found 20000"]),
+    (
+        {"[0.485, 0.456, 0.406]": "[0.5]"},
+        ["exp.yaml:8:9: data.mean: expected three numbers, for red, green and blue, found a list of 1"],
+    ),
+    ({"[0.485, 0.456, 0.406]": "0.5"}, ["exp.yaml:8:9: data.mean: expected a list, found 0.5"]),
+    (
+        {"[0.485, 0.456, 0.406]": "[123.675, x, .nan]"},
+        [
+            "exp.yaml:8:10: data.mean[0]: expected at most 1, found 123.675",
+            "exp.yaml:8:19: data.mean[1]: expected a number, found 'x'",
+            "exp.yaml:8:22: data.mean[2]: expected a finite number, found .nan",
+        ],
+    ),
+    ({"[0.229, 0.224, 1]": "[0.229, 0, 1]"}, ["exp.yaml:9:16: data.std[1]: expected more than 0, found 0"]),
+    ({"train: images/train": "train: 3"}, ["exp.yaml:4:10: data.train: expected the path of a folder, found 3"]),
+    ({"train: images/train": "train: ''"}, ["exp.yaml:4:10: data.train: expected the path of a folder, found ''"]),
+    (
+        {"  train: images/train\n": "", "  validation: images/val\n": ""},
+        [
+            "exp.yaml:3:3: data.validation: this key is missing: the source 'image_folder' needs train, validation "
+            "or both"
+        ],
+    ),
+    (
+        {"source: image_folder": "source: imagefolder"},
+        [
+            "exp.yaml:3:11: data.source: expected 'digits', 'tensors' or 'image_folder', found 'imagefolder'; "
+            "did you mean 'image_folder'?"
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), IMAGE_MISTAKES)
+def test_mistakes_in_the_settings_of_image_folders(changes: dict[str, str], expected: list[str]) -> None:
+    text = IMAGES
+    for before, after in changes.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
     assert refusal(text) == expected
 
 
@@ -908,6 +1021,17 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         {"source": st.just("tensors"), "train": file, "test": st.none() | file},
         {"source": st.just("tensors"), "validation": file, "train": st.none() | file},
     ]
+    share = st.floats(0, 1, exclude_min=True)
+    files.append(
+        {
+            "source": st.just("image_folder"),
+            "train": names.map(lambda name: f"folder/{name}"),
+            "size": st.integers(1, 100),
+            "resize": st.none() | st.integers(100, 16384),
+            "mean": st.lists(share, min_size=3, max_size=3),
+            "std": st.lists(share, min_size=3, max_size=3),
+        }
+    )
     data = st.one_of([st.fixed_dictionaries(each, optional={"batch_size": st.integers(1, 65536)}) for each in files])
     training = keys(
         epochs=st.integers(1, 1_000_000),
@@ -1154,16 +1278,22 @@ def test_the_schema_accepts_what_we_accept(document: dict[str, Any]) -> None:
 
 # Beyond a JSON schema, all of them; listed so that a new kind of mistake has to be thought about.
 ACROSS_SETTINGS = (
-    r"source 'digits'|source 'tensors'|does not go with|bitwidth: |quantization_method|a method is missing"
+    r"source 'digits'|source 'tensors'|source 'image_folder'|source: image_folder|data.size, which|"
+    r"does not go with|bitwidth: |quantization_method|a method is missing"
 )
 ONLY_IN_YAML = r"given twice|not valid YAML|given at top level too|the tag|is too long|a name as the key"
-NARROWER = r"a name of 1 to 200 bytes|a name without|\.pt or \.npz file|a finite number"
+NARROWER = r"a name of 1 to 200 bytes|a name without|\.safetensors file|path of a folder|a finite number"
 BEYOND = re.compile(f"{ACROSS_SETTINGS}|{ONLY_IN_YAML}|{NARROWER}")
 
 
-@pytest.mark.parametrize("changes", [changes for changes, message in MISTAKES if not BEYOND.search(message)])
-def test_the_schema_refuses_what_we_refuse(changes: dict[str, str]) -> None:
-    text = FULL
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        *((FULL, changes) for changes, message in MISTAKES if not BEYOND.search(message)),
+        *((IMAGES, changes) for changes, messages in IMAGE_MISTAKES if not BEYOND.search("".join(messages))),
+    ],
+)
+def test_the_schema_refuses_what_we_refuse(text: str, changes: dict[str, str]) -> None:
     for before, after in changes.items():
         text = text.replace(before, after, 1)
     document, schema = read_yaml(text.encode()), experiment_json_schema()
@@ -1201,10 +1331,12 @@ def test_the_schema_explains_itself() -> None:
 
 
 def test_the_schema_accepts_a_file_that_uses_every_key() -> None:
-    # So that no key is missing from FULL, which the table of mistakes starts from.
+    # So that no key is missing from FULL and IMAGES, which the tables of mistakes start from.
     schema = experiment_json_schema()
-    document = yaml.safe_load(FULL.replace("1e-3", "0.001"))
+    document, images = yaml.safe_load(FULL.replace("1e-3", "0.001")), yaml.safe_load(IMAGES)
     assert fits(document, schema, schema)
+    assert fits(images, schema, schema)
+    document["data"] |= images["data"]
     assert set(document) == set(schema["properties"])
     for section, part in {"model": "Model", "data": "Data", "training": "Training"}.items():
         assert set(document[section]) == set(schema["$defs"][f"{part}Settings"]["properties"])

@@ -23,7 +23,7 @@ from random_networks import (
 from references import RESNET8_LAYERS
 from torch import Tensor, nn
 
-from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import sample
 from qbw_eval.data.sources import load_split
 from qbw_eval.engine.incremental import IncrementalEngine, QuantizedWeights

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks.agreement import OPTIONS as AGREEMENT_OPTIONS
 from benchmarks.agreement import class_changes, random_images, random_network
-from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import sample
 from qbw_eval.data.sources import Split, load_split
 from qbw_eval.engine.incremental import IncrementalEngine

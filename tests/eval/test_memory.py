@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qbw_eval import evaluate as evaluate_module
 from qbw_eval import memory
-from qbw_eval.checkpoints.native import read_checkpoint
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.sources import load_split

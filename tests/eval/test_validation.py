@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from qbw_eval import validate_random_bitwidths
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration, sample
+from qbw_eval.data.errors import DataError
 from qbw_eval.data.sources import load_split
 from qbw_eval.engine.tally import Measurement, pack_bits
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
@@ -326,6 +327,20 @@ def test_a_list_a_generator_and_a_data_loader_give_the_same() -> None:
         assert validation is not None
         masks.append([(measurement.correct, measurement.correct_mask) for measurement in validation.measurements])
     assert masks[0] == masks[1] == masks[2]
+
+
+def test_one_hot_labels_give_the_same_as_class_numbers() -> None:
+    network, batches = small_network(), small_batches()
+    classes = 1 + max(int(labels.max()) for _, labels in batches)
+    one_hot = [(inputs, F.one_hot(labels, classes).float()) for inputs, labels in batches]
+    numbers, rows = (
+        validate_random_bitwidths(network, source, log=lambda _line: None) for source in (batches, one_hot)
+    )
+    assert numbers is not None
+    assert numbers == rows
+    soft = [(inputs, labels * 0.9) for inputs, labels in one_hot]
+    with pytest.raises(DataError, match=r"^validate_random_bitwidths: labels of shape .* row 0 has the value 0\.9; "):
+        validate_random_bitwidths(network, soft, log=lambda _line: None)
 
 
 # --- what it leaves alone -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 
 from qbw_eval import cli
@@ -117,3 +118,30 @@ def hash_by_hand(**facts: object) -> str:
 def one_thread() -> dict[str, str]:
     """Return an environment in which a subprocess's torch leaves the other cores to others."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def scaled_as_pillow_does(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return (rows, columns, 3) bytes scaled bilinearly with antialiasing: columns first, rounded, then rows.
+
+    A pixel is the mean of what lies under a triangle around its centre, as wide as two pixels of the coarser image.
+    Weights are whole multiples of 2**-22, as in Pillow's Resample.c; halves are rounded up. (Of very tall images
+    Pillow scales the rows first; they are not for this twin.)
+    """
+
+    def scaled_rows(image: np.ndarray, count: int) -> np.ndarray:
+        if count == len(image):
+            return image
+        step = len(image) / count
+        reach = max(step, 1.0)
+        result = np.empty((count, *image.shape[1:]), np.uint8)
+        for row in range(count):
+            centre = (row + 0.5) * step
+            first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), len(image))
+            weights = [max(0.0, 1 - abs((source - centre + 0.5) / reach)) for source in range(first, last)]
+            whole = [int(0.5 + weight / sum(weights) * 2**22) for weight in weights]
+            total = sum(weight * image[first + index].astype(np.int64) for index, weight in enumerate(whole))
+            result[row] = np.clip((total + 2**21) >> 22, 0, 255)
+        return result
+
+    columns_first = scaled_rows(pixels.transpose(1, 0, 2), width).transpose(1, 0, 2)
+    return scaled_rows(columns_first, height)

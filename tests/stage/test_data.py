@@ -1,5 +1,6 @@
 """Data: the digits, tensor files in every shape people save them, and files that are something else."""
 
+import doctest
 import hashlib
 import io
 import pickle
@@ -18,8 +19,10 @@ import pytest
 import torch
 
 from qbw_eval.checkpoints.safe_load import CheckpointError
+from qbw_eval.data import labels
 from qbw_eval.data.batches import batches_on
-from qbw_eval.data.sources import DataError, Split, SplitName, load_split
+from qbw_eval.data.errors import DataError
+from qbw_eval.data.sources import Split, SplitName, load_split
 from qbw_eval.experiment import DataSettings
 from schemas.errors import UsageError
 
@@ -223,7 +226,39 @@ def test_a_split_that_the_experiment_does_not_name_says_so(tmp_path: Path) -> No
     assert str(error.value) == "data.test: the experiment names no file for the split 'test'; add it, or use --split"
 
 
+def test_the_examples_in_docstrings_run() -> None:
+    assert doctest.testmod(labels) == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i1", "i2", "i4", "i8", "u8", "f2", "f4", "f8"])
+@pytest.mark.parametrize("ending", ["pt", "npz"])
+def test_one_hot_labels_are_the_same_data_as_class_numbers(ending: str, dtype: str, tmp_path: Path) -> None:
+    path = tmp_path / f"d.{ending}"
+    one_hot = np.array([[label == number for number in range(5)] for label in LABELS]).astype(dtype)
+    if ending == "pt":
+        as_pt(path, {"inputs": torch.from_numpy(IMAGES), "labels": torch.from_numpy(one_hot)})
+    else:
+        npz(path, inputs=IMAGES, labels=one_hot)
+    split = load(path)
+    assert (split.labels.dtype, split.labels.tolist()) == (torch.int64, LABELS.tolist())
+    assert split.labels.is_contiguous()
+    assert split.data_id() == a_split().data_id()
+
+
 # --- tensor files that cannot ---------------------------------------------------------------------------------------
+
+
+NOT_ONE_HOT = (
+    "labels of shape (4, 3) are read as one-hot, but row {} has {}; "
+    "expected a single 1 in every row and zeros else; save class numbers (N,) instead"
+)
+
+
+def one_hot_but_for(row: int, values: list[float]) -> np.ndarray:
+    """Return one-hot rows of three classes, all right but one."""
+    rows = np.eye(3, dtype=np.float32)[LABELS]
+    rows[row] = values
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -253,15 +288,34 @@ def test_a_split_that_the_experiment_does_not_name_says_so(tmp_path: Path) -> No
         ),
         (
             {"inputs": IMAGES, "labels": LABELS[:3]},
-            "labels are torch.int64 of shape (3,); expected one whole number for each of the 4 inputs",
+            "labels are torch.int64 of shape (3,); "
+            "expected one whole number, or one one-hot row, for each of the 4 inputs",
         ),
         (
-            {"inputs": IMAGES, "labels": np.eye(4, dtype=np.int64)},
-            "labels are torch.int64 of shape (4, 4); expected one whole number for each of the 4 inputs",
+            {"inputs": IMAGES, "labels": np.eye(3, dtype=np.int64)},
+            "labels are torch.int64 of shape (3, 3); "
+            "expected one whole number, or one one-hot row, for each of the 4 inputs",
         ),
         (
             {"inputs": IMAGES, "labels": LABELS.astype(np.float32)},
-            "labels are torch.float32 of shape (4,); expected one whole number for each of the 4 inputs",
+            "labels are torch.float32 of shape (4,); "
+            "expected one whole number, or one one-hot row, for each of the 4 inputs",
+        ),
+        (
+            {"inputs": IMAGES, "labels": np.ones((4, 1), dtype=np.int64)},
+            "labels have shape (4, 1); expected class numbers (N,) or one-hot rows (N, classes) "
+            "of two classes or more; save a column of class numbers as labels[:, 0]",
+        ),
+        ({"inputs": IMAGES, "labels": one_hot_but_for(2, [1, 0, 1])}, NOT_ONE_HOT.format(2, "2 ones")),
+        ({"inputs": IMAGES, "labels": one_hot_but_for(1, [0, 0, 0])}, NOT_ONE_HOT.format(1, "no 1")),
+        ({"inputs": IMAGES, "labels": one_hot_but_for(3, [-1, 1, 1])}, NOT_ONE_HOT.format(3, "the value -1")),
+        (
+            {"inputs": IMAGES, "labels": one_hot_but_for(0, [0.9, 0.1, 0]).astype(np.float64)},
+            NOT_ONE_HOT.format(0, "the value 0.9"),
+        ),
+        (
+            {"inputs": IMAGES, "labels": one_hot_but_for(3, [0, np.nan, 1])},
+            NOT_ONE_HOT.format(3, "the value nan"),
         ),
         ({"inputs": IMAGES, "labels": LABELS - 1}, "the smallest label is -1; classes count from 0"),
     ],
@@ -295,7 +349,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.npz").mkdir()
     for name in ("nowhere.npz", "folder.npz"):
         assert refusal(tmp_path / name) == (
-            "no such file; data.validation must name a .pt or .npz file with inputs and labels"
+            "no such file; data.validation must name a .pt, .npz or .safetensors file with inputs and labels"
         )
 
 

@@ -264,9 +264,9 @@ def test_data_are_read_once_for_several_checkpoints_and_moved_once_for_each(
 ) -> None:
     reads, moves = [], []
 
-    def read(settings: DataSettings, name: Any) -> Split:
+    def read(settings: DataSettings, name: Any, **more: Any) -> Split:
         reads.append(name)
-        return load_split(settings, name)
+        return load_split(settings, name, **more)
 
     batches_on = evaluate_module.batches_on
 

@@ -26,6 +26,9 @@ quantization:
 """
 
 
+IMAGE_FOLDER = {"source": "image_folder", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}
+
+
 class Runs:
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, ("touch canary",)
@@ -348,11 +351,31 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "labels missing": Mistake(
         run(lambda p: p.data(np.zeros((4, 1, 8, 8), np.float32), np.arange(3))),
-        "data.npz: labels are torch.int64 of shape (3,); expected one whole number for each of the 4 inputs",
+        "data.npz: labels are torch.int64 of shape (3,); expected one whole number, "
+        "or one one-hot row, for each of the 4 inputs",
     ),
     "data file missing": Mistake(
         run(lambda p: p.config(data={"source": "tensors", "validation": "nowhere.npz"})),
-        "nowhere.npz: no such file; data.validation must name a .pt or .npz file with inputs and labels",
+        "nowhere.npz: no such file; data.validation must name a .pt, .npz or .safetensors file with inputs and labels",
+    ),
+    "safetensors file that is none": Mistake(
+        run(lambda p: p.config(data={"source": "tensors", "validation": p.write("data.safetensors", "words")})),
+        "data.safetensors: expected a safetensors file, found 5 bytes; is it still being written?",
+    ),
+    "image folder missing": Mistake(
+        run(lambda p: p.config(data={**IMAGE_FOLDER, "validation": "nowhere"})),
+        "nowhere: no such folder; data.validation must name a folder that holds a folder of images for each class",
+    ),
+    "image that is none": Mistake(
+        run(
+            lambda p: (
+                p.write("images/a/1.png", "words"),
+                p.write("images/b/1.png", "words"),
+                p.config(data={**IMAGE_FOLDER, "validation": "images"}),
+            )[-1]
+        ),
+        "images/a/1.png: expected an image (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP), found something else; "
+        "remove it, or hide it with a leading dot",
     ),
     # --- records
     "records is a file": Mistake(
