@@ -89,21 +89,27 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         CheckpointError: the weights do not fit the network.
         DataError: the data do not fit the network.
         UsageError: the bitwidths asked for are not among the options.
+        QBWError: there is not memory enough for a sample.
     """
     model = load_network(checkpoint.experiment, checkpoint.state, str(checkpoint.path))
     check_data_fit(checkpoint.experiment, split, f"the network of {checkpoint.path}")
     table = trace_layers_on_meta(model, split.input_shape)
     options = options_of(checkpoint, settings.bitwidths)
     budget = settings.budget
-    choice = choose_engine(
-        settings.engine,
-        model.to(settings.device),
-        table.names,
-        split.inputs[:_PROBED_SAMPLES].to(settings.device),
-        options,
-        cache_bytes=budget.caches,
-        work=len(split) * sum(layer.macs for layer in table.layers),
-    )
+    try:
+        choice = choose_engine(
+            settings.engine,
+            model.to(settings.device),
+            table.names,
+            split.inputs[:_PROBED_SAMPLES].to(settings.device),
+            options,
+            cache_bytes=budget.caches,
+            work=len(split) * sum(layer.macs for layer in table.layers),
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _too_little_memory(checkpoint, settings.device) from None
     plan = Plan(
         sampler=settings.sampler,
         seed=settings.seed,
@@ -123,6 +129,12 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         why=choice.reason,
         settings=settings,
         budget=budget,
+    )
+
+
+def _too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError:
+    return QBWError(
+        f"{checkpoint.path}: {device} has not memory enough for one sample; free some, or use another --device"
     )
 
 
@@ -204,10 +216,7 @@ def evaluate(
                     raise
                 batch_size = (batch_size or _wanted_batch_size(evaluation)) // 2
                 if batch_size == 0:
-                    raise QBWError(
-                        f"{evaluation.checkpoint.path}: {evaluation.settings.device} has not memory enough for one "
-                        "sample; free some, or use another --device"
-                    ) from None
+                    raise _too_little_memory(evaluation.checkpoint, evaluation.settings.device) from None
                 tell(f"out of memory on {evaluation.settings.device}: going on with batches of {_samples(batch_size)}")
                 data = None
                 counted.take_back()
@@ -254,7 +263,7 @@ def _batch_size(
     """
     wanted = _wanted_batch_size(evaluation)
     probed = evaluation.split.inputs[:_PROBED_SAMPLES].to(evaluation.settings.device)
-    with torch.inference_mode():
+    with torch.no_grad():
         needed = evaluation.engine.peak_bytes(probed, configurations)
     fitting = max(1, evaluation.budget.activations * len(probed) // needed) if needed else wanted
     if fitting >= wanted:
@@ -296,7 +305,7 @@ def measure(
         advance: told how many samples every configuration has just met, once a batch.
     """
     tallies = [Tally() for _ in configurations]
-    with torch.inference_mode():
+    with torch.no_grad():
         for number, batch in enumerate(batches):
             # Closed even where a tally fails, or the network would keep this configuration's bits.
             with closing(engine.logits(batch.inputs, configurations)) as results:
@@ -308,7 +317,7 @@ def measure(
 
 def predict(engine: Engine, batches: Iterable[Batch], configuration: BitwidthConfiguration) -> list[Tensor]:
     """Return, per batch, the (N,) classes that one configuration predicts, on the engine's device."""
-    with torch.inference_mode():
+    with torch.no_grad():
         return [
             predictions_of(logits) for batch in batches for _, logits in engine.logits(batch.inputs, [configuration])
         ]

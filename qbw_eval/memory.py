@@ -81,9 +81,18 @@ def _left_in_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """Return what a container may still take: one number, or none where it is not limited."""
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return [] if limit == "max" else [max(0, int(limit) - int(used))]
+        return [] if limit == "max" else [max(0, int(limit) - int(used) + _reclaimable(folder))]
     except (OSError, ValueError):
         return []
+
+
+def _reclaimable(folder: Path) -> int:
+    """Return the bytes of page cache that a container is said to use, and that it gives back when they are needed."""
+    try:
+        found = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

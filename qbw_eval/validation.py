@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.cost import average_bitwidth
@@ -158,10 +158,7 @@ def _validation(
     seed: int,
 ) -> RandomBitwidthsValidation:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    on_device = (
-        Batch(to_device(inputs, device), class_numbers(labels, "validate_random_bitwidths").to(device))
-        for inputs, labels, *_ in batches
-    )
+    on_device = (Batch(to_device(inputs, device), _labels(labels).to(device)) for inputs, labels, *_ in batches)
     first = next(on_device, None)
     if first is None:
         raise UsageError("validate_random_bitwidths: there are no batches to validate on")
@@ -186,6 +183,12 @@ def _validation(
         configurations=tuple(configurations),
         measurements=tuple(measure(engine, chain([first], on_device), configurations)),
     )
+
+
+def _labels(labels: Tensor) -> Tensor:
+    """Return (N,) class numbers as int64, whatever whole numbers or one-hot rows they came as."""
+    numbers = class_numbers(labels, "validate_random_bitwidths")
+    return numbers if numbers.is_floating_point() else numbers.long()
 
 
 def _active_method(config: Mapping[str, object], name: str | None) -> Mapping[str, object] | None:

@@ -24,7 +24,7 @@ def to_device(inputs: Any, device: torch.device) -> Any:
 
 def first_sample(inputs: Any) -> Any:
     """Return a batch of the first sample of a batch."""
-    return for_each_tensor(inputs, lambda tensor: tensor[:1])
+    return for_each_tensor(inputs, lambda tensor: tensor[:1].clone())  # for a forward that changes its input
 
 
 def tensors_in(inputs: Any) -> list[Tensor]:
@@ -32,6 +32,25 @@ def tensors_in(inputs: Any) -> list[Tensor]:
     found: list[Tensor] = []
     for_each_tensor(inputs, found.append)
     return found
+
+
+def tensors_like(inputs: Any, like: Any) -> list[Tensor] | None:
+    """Return the tensors of `inputs` in the order of `like`, whose dicts may have their keys in another order.
+
+    None where the containers are others: other keys, another length, a tensor in place of a container.
+    """
+    if isinstance(like, Mapping):
+        if not isinstance(inputs, Mapping) or inputs.keys() != like.keys():
+            return None
+        pairs = [(inputs[key], value) for key, value in like.items()]
+    elif isinstance(like, list | tuple):
+        if not isinstance(inputs, list | tuple) or len(inputs) != len(like):
+            return None
+        pairs = list(zip(inputs, like, strict=True))
+    else:
+        return [inputs] if isinstance(inputs, Tensor) else None
+    parts = [tensors_like(*pair) for pair in pairs]
+    return None if None in parts else [tensor for part in parts if part is not None for tensor in part]
 
 
 def for_each_tensor(inputs: Any, change: Callable[[Tensor], Any]) -> Any:

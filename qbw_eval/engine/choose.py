@@ -14,6 +14,7 @@ from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
+from qbw_eval.memory import is_out_of_memory
 
 ENGINES = ("auto", "reference", "incremental", "integer")
 
@@ -90,7 +91,7 @@ def choose_engine(
     try:
         incremental = IncrementalEngine(model, layer_names, inputs, cache_bytes)
         probes = _probes(len(layer_names), options)
-        with torch.inference_mode():
+        with torch.no_grad():
             expected = dict(reference.logits(inputs, probes))
             _check_equal(incremental, inputs, probes, expected)
     except UntraceableError as error:
@@ -152,6 +153,8 @@ def _check_equal(
     try:
         found = dict(engine.logits(inputs, probes))
     except Exception as error:  # where the graph took another way than the network does, anything may fail
+        if is_out_of_memory(error):
+            raise
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UntraceableError(f"what its graph shows cannot be run ({text})") from None
     for position, logits in found.items():

@@ -201,7 +201,7 @@ def _pure_module(root: nn.Module, node: fx.Node) -> nn.Module:
     """Return the module that a node calls, or a copy of it (with the same parameters) that does not work in place."""
     module = root.get_submodule(str(node.target))
     if getattr(module, "inplace", False):
-        module = copy.copy(module)
+        module = copy.copy(module).eval()  # no longer a part of the network, whose eval() will not reach it
         module.inplace = False  # type: ignore[assignment]  # a plain bool, which nn.Module does not foresee
     return module
 

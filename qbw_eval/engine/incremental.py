@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.data.batches import tensors_in
+from qbw_eval.data.batches import for_each_tensor, tensors_like
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.graph import TracedNetwork, call, trace_network
 from qbw_eval.engine.reference import ReferenceEngine
@@ -31,8 +31,10 @@ class TracedEngine:
     name: str
     numerics: str
 
-    def __init__(self, model: nn.Module, layer_names: Sequence[str], program: Program) -> None:
+    def __init__(self, model: nn.Module, layer_names: Sequence[str], inputs: Any, program: Program) -> None:
         self._model = model
+        self._like = for_each_tensor(inputs, lambda tensor: tensor[:0])  # the containers, without the data
+        self._whole = ReferenceEngine(model, layer_names)
         layers = quantized_layers(model)
         self._layers = [layers[name] for name in layer_names]
         self.program = program
@@ -46,11 +48,15 @@ class TracedEngine:
         for configuration in configurations:
             if len(configuration.bitwidths) != len(self._layers):
                 raise ValueError(f"{len(configuration.bitwidths)} bitwidths for {len(self._layers)} layers")
+        leaves = self._leaves(inputs)
+        if leaves is None:  # other containers than the graph was made for: only the network knows what to do with them
+            yield from self._whole.logits(inputs, configurations)
+            return
         if self._planned[0] is not configurations:  # the same for every batch
             self._planned = configurations, self.program.plan(configurations)
         with restored(self._model):
             self._model.eval()
-            yield from self.program.walk(self._batch(inputs), configurations, self._planned[1], self._set)
+            yield from self.program.walk(leaves, configurations, self._planned[1], self._set)
 
     def peak_bytes(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> int:
         """Return how many bytes of values live at the same time, the batch and the weights not counted.
@@ -67,13 +73,14 @@ class TracedEngine:
         steps = self.program.plan(configurations)[:2]
         with restored(self._model):
             self._model.eval()
-            for _ in self.program.walk(self._batch(inputs), configurations, steps, self._set, watch):
+            for _ in self.program.walk(self._leaves(inputs), configurations, steps, self._set, watch):
                 pass
         return max(peaks)
 
-    def _batch(self, inputs: Any) -> tuple[Tensor, ...]:
-        """Return a batch as the program takes it: a flat tuple of tensors."""
-        return tuple(tensors_in(inputs))
+    def _leaves(self, inputs: Any) -> tuple[Tensor, ...] | None:
+        """Return a batch as the program takes it, a flat tuple of tensors; None where its containers are others."""
+        tensors = tensors_like(inputs, self._like)
+        return None if tensors is None else tuple(tensors)
 
     def _set(self, bits: Bits) -> None:
         for layer, value in zip(self._layers, bits, strict=True):
@@ -109,7 +116,7 @@ class IncrementalEngine(TracedEngine):
         weights = QuantizedWeights(cache_bytes)
         number = {node: position for position, node in enumerate(traced.nodes)}
         operations = [operation_of(node, traced, number, weights) for node in traced.nodes[1:]]
-        super().__init__(model, layer_names, Program(operations))
+        super().__init__(model, layer_names, inputs, Program(operations))
 
 
 class QuantizedWeights:
@@ -122,8 +129,8 @@ class QuantizedWeights:
         """Return the weights of `layer`, which is set to `bits`."""
 
         def make() -> tuple[Tensor, int]:
-            weight = layer.quantize_weight().detach()
-            return weight, 0 if weight is layer.weight else weight.nbytes
+            weight = layer.quantize_weight()
+            return weight.detach(), 0 if weight is layer.weight else weight.nbytes
 
         return self._cache.get((layer, bits), make)
 

@@ -84,13 +84,13 @@ class IntegerEngine(TracedEngine):
         if len(whys) == len(few) * len(regions):
             reasons = "; ".join(sorted(set(self.in_float32.values())))
             raise DeclinedError(f"none of its quantized layers runs in integers: {reasons}")
-        super().__init__(model, layer_names, _program(traced, regions, weights))
+        super().__init__(model, layer_names, inputs, _program(traced, regions, weights))
 
-    def _batch(self, inputs: Any) -> tuple[Tensor, ...]:
-        """Return a batch as the program takes it: images in channels_last, or every rounding would transpose them."""
-        return tuple(
-            tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-            for tensor in super()._batch(inputs)
+    def _leaves(self, inputs: Any) -> tuple[Tensor, ...] | None:
+        """Return the tensors of a batch: images in channels_last, or every rounding would transpose them."""
+        tensors = super()._leaves(inputs)
+        return tensors and tuple(
+            tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in tensors
         )
 
 

@@ -104,7 +104,7 @@ def fastest_passes() -> Passes:
         },
     )
     try:
-        with torch.inference_mode():  # compiling for the mode that engines run in
+        with torch.no_grad():  # compiling for the mode that engines run in
             passes.added(torch.zeros(4, 16), torch.zeros(4, 16), torch.zeros(()))
     except Exception:  # a compiler that is there and does not work fails in many ways
         return PLAIN

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.data.batches import for_each_tensor
 from qbw_eval.quantization.bitwidths import restored, set_bitwidths
 
 
@@ -32,7 +33,8 @@ class ReferenceEngine:
             self._model.eval()
             for position, configuration in enumerate(configurations):
                 set_bitwidths(self._model, dict(zip(self._layer_names, configuration.bitwidths, strict=True)))
-                yield position, self._model(inputs)
+                # A copy: a forward that changes its input must not hand the change to the next configuration.
+                yield position, self._model(for_each_tensor(inputs, Tensor.clone))
 
     def peak_bytes(self, _inputs: Any, _configurations: Sequence[BitwidthConfiguration]) -> None:
         """Return None: what lives at the same time in somebody's forward is not known."""

@@ -6,8 +6,9 @@ Reading (average, table) never changes a setting; `restored` puts settings back 
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +82,22 @@ def restored(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer, bits in before:
-            # The attribute, not the setter: what was there goes back, even a value that the setter would refuse.
-            layer.curr_bitwidth = bits  # type: ignore[assignment]  # a plain integer, which nn.Module does not foresee
+            _put_back(layer, bits)
         for module, training in modes:
             module.training = training
+
+
+def _put_back(layer: nn.Module, bits: Any) -> None:
+    """Set a layer's bits to what they were: through its own setter, which may keep more than the bits.
+
+    What was there goes back even where the setter would refuse it.
+    """
+    if getattr(layer, "curr_bitwidth", None) == bits:
+        return
+    with suppress(Exception):  # somebody's setter may raise anything
+        set_bitwidth(layer, bits)
+    if getattr(layer, "curr_bitwidth", None) != bits:
+        layer.curr_bitwidth = bits
 
 
 def get_average_bitwidth(model: nn.Module) -> float:

@@ -109,6 +109,12 @@ def test_what_a_container_may_still_take(tmp_path: Path, limit: str | None, used
     assert memory._left_in_cgroup(tmp_path) == left
 
 
+def test_page_cache_that_can_be_given_back_is_not_taken(tmp_path: Path) -> None:
+    for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 150\ninactive_file 700\nslab 50\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory._left_in_cgroup(tmp_path) == [800]
+
+
 # --- running out ----------------------------------------------------------------------------------------------------
 
 
@@ -310,3 +316,14 @@ def test_batches_are_the_split_in_order_each_time_they_are_gone_through(
         assert [len(batch.labels) for batch in found[:-1]] == [size] * (len(batches) - 1)
         assert torch.equal(torch.cat([batch.inputs for batch in found]), evaluation.split.inputs)
         assert torch.equal(torch.cat([batch.labels for batch in found]), evaluation.split.labels)
+
+
+def test_memory_that_ends_before_anything_is_measured_is_one_sentence_too(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cramped_choice(*_arguments: object, **_more: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("qbw_eval.evaluate.choose_engine", cramped_choice)
+    with pytest.raises(QBWError, match=r"^.*: cpu has not memory enough for one sample; free some, or use another"):
+        prepare(evaluation.checkpoint, evaluation.split, evaluation.settings)
