@@ -132,6 +132,8 @@ def _evaluations(
     for path in paths:
         try:
             checkpoint = read_checkpoint(path, instead)
+            for remark in checkpoint.remarks:
+                _tell(remark)
             same = first_of.setdefault(checkpoint.sha256, path)
             if same != path:
                 _tell(f"{path}: the same bytes as {same}; evaluated once")

@@ -9,8 +9,9 @@ from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.experiment import load_experiment
+from qbw_eval.settings.model import FactoryModel
 from qbw_eval.training import TrainingError, train
-from schemas.errors import InterruptedByUserError
+from schemas.errors import InterruptedByUserError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,11 @@ class TrainOptions:
 def train_command(options: TrainOptions) -> None:
     """Train and write a checkpoint every epoch; each validation goes to stdout, what is happening to stderr."""
     experiment = load_experiment(options.config, quantization_method=options.quantization_method)
+    if isinstance(experiment.model, FactoryModel):
+        raise UsageError(
+            f"{options.config}: model.factory: QBW trains networks of its own only; train yours in a loop of your own "
+            "(validate_random_bitwidths fits in there) and evaluate its checkpoints with qbw-eval run"
+        )
     device = choose_device(options.device)
     allow_tf32(False)
     splits = load_split(experiment.data, "train"), load_split(experiment.data, "validation")
