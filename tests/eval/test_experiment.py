@@ -1335,7 +1335,8 @@ def test_a_mapping_which_a_checkpoint_may_hold_cannot_name_a_factory() -> None:
                 "2:3: model.factroy: unknown key; did you mean 'factory'?",
                 "3:3: model.arguments: unknown key (known here: name, width, batch_norm, quantize_first_and_last, "
                 "in_channels, num_classes, input_size, factory)",
-                "4:3: model.set_bitwidth: unknown key; did you mean 'width'?",
+                "4:3: model.set_bitwidth: unknown key (known here: name, width, batch_norm, quantize_first_and_last, "
+                "in_channels, num_classes, input_size, factory)",
                 "5:3: model.bitwidth_options: unknown key (known here: name, width, batch_norm, "
                 "quantize_first_and_last, in_channels, num_classes, input_size, factory)",
             ],
