@@ -2,7 +2,9 @@
 
 import copy
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from user_networks import plain_loop, randomized, their_module, write_package
 from qbw_eval.checkpoints.foreign import wrapping
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.data.split import Split
+from qbw_eval.engine import choose
+from qbw_eval.engine.packing import why_not_here
+from qbw_eval.engine.passes import PLAIN
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, load_evaluation_file
 from qbw_eval.networks.build import build_network, load_network
@@ -587,6 +592,54 @@ def test_the_networks_identity_has_the_factory_its_arguments_and_the_source_of_i
     nets.write_text(nets.read_text().replace("x[:, :, 1, 1]", "x[:, :, 1, 2]"))
     changed = facts(place)
     assert {key for key in changed if changed[key] != before[key]} == {"sources"}
+
+
+# --- the documentation ------------------------------------------------------------------------------------------------
+
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def documented(place: Path) -> Iterator[Path]:
+    """The README's example, its network the one of docs/protocol.md."""
+    (yaml,) = re.findall(r"  ```yaml\n(.*?)  ```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/protocol.md").read_text(), flags=re.DOTALL)
+    (place / "nets.py").write_text(code)
+    (place / "mine.yaml").write_text(textwrap.dedent(yaml))
+    namespace: dict[str, Any] = {"__name__": "documented"}
+    exec(code, namespace)
+    save(place, randomized(namespace["make"](16, 10)).state_dict())
+    yield place
+    sys.modules.pop("nets", None)
+
+
+def test_the_documented_network_is_evaluated_and_its_layers_get_the_fast_engines(documented: Path) -> None:
+    for command in re.findall(r"  qbw-eval ([^#]*?) +#", (REPOSITORY / "README.md").read_text()):
+        words = command.split()
+        outcome = qbw_eval(*words, *(("--records", "records") if words[0] == "run" else ()))
+        assert outcome.code == 0, outcome.stderr
+    assert "2 layers run as ours, having given the same bits)" in outcome.stderr
+    assert {row["engine"] for row in rows(documented)} == {"incremental"}
+    incremental = rows(documented)
+    outcome = run("--engine", "reference", "--no-resume")
+    reference = [row for row in rows(documented) if row["engine"] == "reference"]
+    assert [row["correct_mask"] for row in reference] == [row["correct_mask"] for row in incremental]
+    assert [row["loss"] for row in reference] == [row["loss"] for row in incremental]
+    told = json.loads(qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml", "--json").stdout)
+    assert {layer["quantizer"] for layer in told["layers"]} == {"dorefa / pact, 3 clipping values"}
+
+
+@pytest.mark.skipif(why_not_here() is not None, reason="int8 convolutions are not exact here")
+def test_the_documented_network_runs_in_integers(documented: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN)  # compiling takes half a minute
+    outcome = run("--engine", "integer")
+    assert "engine: integer (exact convolutions of integers" in outcome.stderr
+    assert {row["engine"] for row in rows(documented)} == {"integer"}
+    strayed = {row["config_index"]: row["correct"] for row in rows(documented)}
+    assert run("--engine", "reference", "--records", "others").code == 0
+    others = pd.read_parquet(documented / "others").set_index("config_index")["correct"]
+    assert all(abs(others[index] - correct) <= 1 for index, correct in strayed.items())
 
 
 # --- inspect ----------------------------------------------------------------------------------------------------------

@@ -219,7 +219,8 @@ def randomized(network: nn.Module, seed: int = 0) -> nn.Module:
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
                 drawn = torch.rand(tensor.shape, generator=generator)
-                tensor.copy_(drawn + 0.5 if "running_var" in name else (2 * drawn - 1) * (0.1 if "bias" in name else 1))
+                positive = "running_var" in name or "alpha" in name
+                tensor.copy_(drawn + 0.5 if positive else (2 * drawn - 1) * (0.1 if "bias" in name else 1))
     return network.eval()
 
 
