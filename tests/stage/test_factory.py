@@ -353,7 +353,7 @@ def test_counters_of_batch_norms_may_be_missing(place: Path) -> None:
             "stem.weight: missing from the checkpoint; bn.weight: missing from the checkpoint; bn.bias: missing from "
             "the checkpoint; bn.running_mean: missing from the checkpoint; bn.running_var: missing from the "
             "checkpoint; and 18 more; names in the checkpoint begin with 'backbone.', which those in the network "
-            "lack; is the checkpoint's the whole of which the network's is a part?",
+            "lack; build the whole network, or save the state dict of that part",
         ),
         (
             lambda state: {**state, "bn.bias": torch.zeros(3, dtype=torch.int64)},
