@@ -521,6 +521,16 @@ def test_too_few_classes(place: Path) -> None:
     )
 
 
+def test_what_the_users_code_prints_is_no_result(place: Path) -> None:
+    config(place, factory="theirs.nets:prints", arguments={"width": 3, "classes": 10})
+    for words in (("run", "epoch_12.pth", "--records", "records"), ("inspect", "epoch_12.pth")):
+        outcome = qbw_eval(*words, "--config", "mine.yaml", "--json")
+        assert outcome.code == 0
+        assert json.loads(outcome.stdout)
+        assert "hello from the factory\n" in outcome.stderr
+        assert "hello from the forward\n" in outcome.stderr
+
+
 def test_of_several_checkpoints_one_that_does_not_fit_stops_no_other(place: Path) -> None:
     save(place, {"net": {"a": torch.zeros(1)}}, "epoch_13.pth")
     outcome = qbw_eval("run", ".", "--config", "mine.yaml", "--records", "records")
