@@ -17,7 +17,7 @@ from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, senten
 from qbw_eval.plain_values import plain_values
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.settings.kinds import MAX_NAME_BYTES, Name, Settings
-from qbw_eval.settings.model import ModelSettings
+from qbw_eval.settings.model import AnyModel, ModelSettings
 from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings, RandomBitwidths
 from qbw_eval.settings.training import TrainingSettings
 from qbw_eval.yaml_reader import (
@@ -46,7 +46,7 @@ class Experiment(Settings):
         description="name of the experiment; the file's name without its ending if left out",
         json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_BYTES},
     )
-    model: ModelSettings = Field(description="the network")
+    model: AnyModel = Field(description="the network")
     data: DataSettings = Field(description="what it is trained and evaluated on")
     training: TrainingSettings = Field(
         default_factory=TrainingSettings, description="how `qbw-eval train` makes checkpoints"
@@ -138,7 +138,7 @@ def load_experiment(path: Path, *, quantization_method: str | None = None) -> Ex
     Raises:
         ExperimentError: the file cannot be read or has mistakes; the message has a line for each.
     """
-    document = read_yaml(_bytes_of(path))
+    document = read_document(path)
     if quantization_method is None:
         return _in_document(document, path, Experiment)
     return _in_document(document, path, Experiment, {"quantization_method": quantization_method})
@@ -150,7 +150,7 @@ def load_evaluation_file(path: Path) -> Experiment | WithoutNetwork:
     Raises:
         ExperimentError: the file cannot be read or has mistakes; the message has a line for each.
     """
-    document = read_yaml(_bytes_of(path))
+    document = read_document(path)
     if isinstance(document.value, dict) and not _OF_NETWORKS & set(document.value):
         return _in_document(document, path, WithoutNetwork)
     return _in_document(document, path, Experiment)
@@ -167,7 +167,7 @@ def _in_document(
     if settings is None or document.problems:
         if options:
             mistakes = [_blame_the_option(mistake) for mistake in mistakes]
-        raise ExperimentError(all_sentences(_located(str(path), document, mistakes)))
+        raise ExperimentError(all_sentences(located(str(path), document, mistakes)))
     return _with_absolute_files(settings, path)
 
 
@@ -217,6 +217,15 @@ def experiment_json_schema() -> dict[str, Any]:
         "description": "accepted here too, if it is not at top level",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "QBW experiment file"}
+
+
+def read_document(path: Path) -> Document:
+    """Return the YAML file at `path`, read but not checked.
+
+    Raises:
+        ExperimentError: it cannot be read.
+    """
+    return read_yaml(_bytes_of(path))
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -330,12 +339,12 @@ def _known_keys(path: KeyPath) -> list[str]:
             return list(Experiment.model_fields)
 
 
-def _located(where: str, document: Document, mistakes: list[Mistake]) -> list[str]:
+def located(where: str, document: Document, mistakes: list[Mistake]) -> list[str]:
     """Return a sentence per problem and mistake, in the order of the file."""
-    located = [(problem.position, problem.path, problem.what) for problem in document.problems]
-    located += [(_position_of(mistake, document), mistake.path, mistake.what) for mistake in mistakes]
-    located.sort(key=lambda entry: entry[0])
-    return [sentence(f"{where}:{line}:{column}", path, what) for (line, column), path, what in located]
+    lines = [(problem.position, problem.path, problem.what) for problem in document.problems]
+    lines += [(_position_of(mistake, document), mistake.path, mistake.what) for mistake in mistakes]
+    lines.sort(key=lambda entry: entry[0])
+    return [sentence(f"{where}:{line}:{column}", path, what) for (line, column), path, what in lines]
 
 
 def _position_of(mistake: Mistake, document: Document) -> Position:

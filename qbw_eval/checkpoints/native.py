@@ -109,14 +109,13 @@ def native_checkpoint(loaded: LoadedFile, path: Path, instead: Experiment | With
             f"{path}: has no 'config' that describes the network; name one with --config file.yaml"
             + (" that has the keys model and quantization too" if instead is not None else "")
         )
-    val_acc = content.get("val_acc")
     return Checkpoint(
         path=path,
         sha256=loaded.sha256,
         epoch=epoch,
         experiment=experiment,
         state=state,
-        val_acc=float(val_acc) if isinstance(val_acc, (int, float)) else None,
+        val_acc=accuracy_in(content),
     )
 
 
@@ -131,6 +130,12 @@ def state_in(content: Mapping[Any, Any], key: str, path: Path) -> Mapping[str, T
     if wrong:
         raise CheckpointError(f"{path}: {key}[{wrong[0]!r}] is not a tensor under a name")
     return state
+
+
+def accuracy_in(content: Mapping[Any, Any]) -> float | None:
+    """Return the validation accuracy that training wrote under `val_acc`; None where it is no number."""
+    accuracy = content.get("val_acc")
+    return float(accuracy) if isinstance(accuracy, (int, float)) and not isinstance(accuracy, bool) else None
 
 
 def epoch_in(content: Mapping[Any, Any], path: Path, *, first: int) -> int:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from qbw_eval.settings.kinds import Settings, Sides, list_as_tuple
+from qbw_eval.settings.multimodal import MultimodalModel
 
 NetworkName = Literal["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"]
 CIFAR_STYLE: Final = ("resnet8", "resnet20", "resnet32", "resnet56")
@@ -58,3 +59,14 @@ class AnyPrecisionModel(ModelSettings):
 
     name: Literal["resnet20q", "resnet50q"]  # type: ignore[assignment]  # other names than those a file may hold
     batch_norm: Literal["switchable"] = "switchable"
+
+
+def kind_of_model(value: object) -> str:
+    """Return which kind of network a section describes."""
+    return "multimodal" if isinstance(value, MultimodalModel) else "network"
+
+
+AnyModel = Annotated[
+    Annotated[ModelSettings, Tag("network")] | Annotated[MultimodalModel, Tag("multimodal")],
+    Discriminator(kind_of_model),
+]

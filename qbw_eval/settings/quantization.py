@@ -15,6 +15,8 @@ from pydantic import (
 
 from qbw_eval.settings.kinds import MAX_SEED, Bitwidth, Settings, list_as_tuple, printable_name
 
+ValidationFunction = Literal["random_bitwidths", "simple_validation"]
+
 
 class MethodSettings(Settings):
     """One way to quantize, under a name of your own."""
@@ -34,7 +36,7 @@ class MethodSettings(Settings):
         description="joint_quantization: all options at once, k random configurations a batch; "
         "vanilla_single_precision_training: every layer at one bitwidth",
     )
-    validation_function: Literal["random_bitwidths", "simple_validation"] = Field(
+    validation_function: ValidationFunction = Field(
         default="random_bitwidths",
         description="random_bitwidths: validate at random configurations; simple_validation: at one",
     )
