@@ -19,7 +19,7 @@ from qbw_eval.data.fit import check_data_fit
 from qbw_eval.data.sources import Split
 from qbw_eval.engine.choose import Engine, choose_engine
 from qbw_eval.engine.tally import Measurement, Tally, predictions_of
-from qbw_eval.experiment import AnyPrecisionModel, Experiment
+from qbw_eval.experiment import Experiment
 from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory
 from qbw_eval.networks.build import load_network, quantizers_of
 from qbw_eval.networks.preact_resnet import FOLLOWED
@@ -27,6 +27,7 @@ from qbw_eval.plan import Plan
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
+from qbw_eval.settings.model import AnyPrecisionModel
 from schemas.errors import QBWError, UsageError
 
 _PROBED_SAMPLES = 2

@@ -22,7 +22,7 @@ from qbw_eval.checkpoints.safetensors_file import load_safetensors
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.image_folder import read_image_folder
 from qbw_eval.data.labels import MOST_CLASSES, class_numbers
-from qbw_eval.experiment import TENSOR_FILES, DataSettings
+from qbw_eval.settings.data import TENSOR_FILES, DataSettings
 from schemas.errors import UsageError
 
 SplitName = Literal["train", "validation", "test"]

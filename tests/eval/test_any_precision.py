@@ -25,11 +25,13 @@ from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.regions import find_regions
 from qbw_eval.evaluate import _choices_of_ours, _network_facts
-from qbw_eval.experiment import DataSettings, RandomBitwidths, WithoutNetwork, experiment_from_mapping
+from qbw_eval.experiment import WithoutNetwork, experiment_from_mapping
 from qbw_eval.networks.build import Network, load_network
 from qbw_eval.networks.preact_resnet import FOLLOWED
 from qbw_eval.quantization.bitwidths import quantized_layers, set_bitwidths, trace_layers_on_meta, trace_order
 from qbw_eval.quantization.layers import SwitchableBatchNorm2d
+from qbw_eval.settings.data import DataSettings
+from qbw_eval.settings.quantization import RandomBitwidths
 from schemas.errors import UsageError
 
 DATA = WithoutNetwork(

@@ -23,7 +23,7 @@ from qbw_eval.data import labels
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.sources import Split, SplitName, load_split
-from qbw_eval.experiment import DataSettings
+from qbw_eval.settings.data import DataSettings
 from schemas.errors import UsageError
 
 DIGITS = DataSettings(source="digits")

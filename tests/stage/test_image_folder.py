@@ -21,7 +21,8 @@ from qbw_eval.data import image_folder
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.fit import check_data_fit, with_data_shape
 from qbw_eval.data.sources import Split, SplitName, load_split
-from qbw_eval.experiment import DataSettings, experiment_from_mapping
+from qbw_eval.experiment import experiment_from_mapping
+from qbw_eval.settings.data import DataSettings
 from schemas.errors import UsageError
 
 MEAN, STD = (0.25, 0.5, 0.125), (0.5, 0.25, 1.0)

@@ -34,7 +34,6 @@ from qbw_eval.commands import run as run_module
 from qbw_eval.commands import train as train_module
 from qbw_eval.cost import costs_of
 from qbw_eval.data.sources import Split, load_split
-from qbw_eval.experiment import DataSettings
 from qbw_eval.networks.build import load_network
 from qbw_eval.quantization.bitwidths import (
     get_average_bitwidth,
@@ -43,6 +42,7 @@ from qbw_eval.quantization.bitwidths import (
     set_bitwidths,
     trace_layers_on_meta,
 )
+from qbw_eval.settings.data import DataSettings
 from qbw_eval.training import EpochResult
 from schemas.parts import ANCHOR_NAME
 from schemas.records import RECORD_SCHEMA
