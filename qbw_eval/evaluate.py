@@ -161,6 +161,7 @@ def _network_facts(experiment: Experiment) -> dict[str, object]:
         "activation": quantizers.activation,
         "switchable": quantizers.switchable,
         "trained_options": list(quantizers.options),  # a switchable value's position among them is its bitwidth
+        **({"weight_normalization": True} if quantizers.weight_normalization else {}),  # not known to older rows
         **_choices_of_ours(experiment),
     }
 

@@ -26,8 +26,8 @@ from qbw_eval.experiment import Experiment
 from qbw_eval.nested import samples, to_device
 from qbw_eval.networks.build import build_network
 from qbw_eval.quantization.bitwidths import quantized_layers, restored, set_bitwidths
-from qbw_eval.quantization.layers import SMALLEST_SCALE, QuantizedLayer
-from qbw_eval.quantization.numerics import FULL_PRECISION
+from qbw_eval.quantization.layers import QuantizedLayer
+from qbw_eval.quantization.numerics import FULL_PRECISION, SMALLEST_SCALE
 from qbw_eval.validation import validate_random_bitwidths
 from schemas.errors import QBWError
 
@@ -169,7 +169,7 @@ def _validate(
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay weights and PACT's clipping values (its paper, section 3), not norms, biases or LSQ's steps."""
+    """Decay weights and PACT's clipping values (its paper, section 3), not norms, biases, steps or zero points."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -178,7 +178,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def _keep_scales_positive(model: nn.Module) -> None:
-    """Stop LSQ's steps and PACT's clipping values short of zero, where they would divide by nothing."""
+    """Stop steps and clipping values short of zero, where they would divide by nothing; zero points may be negative."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith((".step_size", ".alpha")):
@@ -186,18 +186,18 @@ def _keep_scales_positive(model: nn.Module) -> None:
 
 
 def initialize_activation_steps(model: nn.Module, inputs: Any) -> None:
-    """Set LSQ's activation steps from what each layer receives in one full-precision pass (LSQ, section 2.1).
+    """Set LSQ's and LSQ+'s activation steps from what each layer receives in one full-precision pass.
 
     Explicit and once, before training: a step that a checkpoint holds is never overwritten by the first batch it meets.
     """
     layers = [layer for layer in quantized_layers(model).values() if isinstance(layer, QuantizedLayer)]
-    layers = [layer for layer in layers if layer.quantizers.activation == "lsq"]
+    layers = [layer for layer in layers if layer.quantizers.activation in ("lsq", "lsqplus")]
     if not layers:
         return
 
     def note(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, QuantizedLayer)
-        layer.initialize_steps(layer.quantize_a, arguments[0].abs().mean(), signed=False)
+        layer.initialize_activation_steps(arguments[0])
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:

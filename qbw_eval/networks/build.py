@@ -28,6 +28,7 @@ def quantizers_of(experiment: Experiment) -> Quantizers:
         weight=method.weight_quantization,
         activation=method.activation_quantization,
         switchable=method.switchable_clipping,
+        weight_normalization=method.sat_weight_normalization,
     )
 
 

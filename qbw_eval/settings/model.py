@@ -7,7 +7,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from qbw_eval.settings.kinds import Settings, Sides, list_as_tuple
 from qbw_eval.settings.multimodal import MultimodalModel
 
-NetworkName = Literal["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"]
+NetworkName = Literal[
+    "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+]
 CIFAR_STYLE: Final = ("resnet8", "resnet20", "resnet32", "resnet56")
 """Networks for small images: 3x3 stem, three stages. The others have torchvision's shape."""
 
@@ -22,7 +24,8 @@ class ModelSettings(Settings):
     """The network; `model: resnet20` is short for `model: {name: resnet20}`."""
 
     name: NetworkName = Field(
-        description="resnet8, 20, 32 and 56 are the CIFAR-style networks; resnet18, 34 and 50 have torchvision's shape"
+        description="resnet8, 20, 32 and 56 are the CIFAR-style networks; resnet18, 34, 50, 101 and 152 have "
+        "torchvision's shape"
     )
     width: int | None = Field(
         default=None,

@@ -67,6 +67,8 @@ def randomize(network: nn.Module, seed: int) -> None:
                     uniform(parameter, 0.6, 3)
                 if "step_size" in name:
                     uniform(parameter, 0.01, 0.2)
+                if name.endswith(".zp"):
+                    uniform(parameter, -0.5, 2)
 
 
 # --- networks that look like those people have ----------------------------------------------------------------------
@@ -221,12 +223,20 @@ def part_of(inputs: Any, samples: slice) -> Any:
 
 
 @st.composite
-def quantizers(draw: st.DrawFn) -> Quantizers:
-    weight = draw(st.sampled_from(["dorefa", "dorefa_scaled", "lsq"]))
-    activation = draw(st.sampled_from(["dorefa", "pact", "lsq"]))
+def quantizers(draw: st.DrawFn, zero_points: bool) -> Quantizers:
+    """Draw quantizers; LSQ+ only where zero points are welcome."""
+    lsq_plus = ["lsqplus"] * zero_points
+    weight = draw(st.sampled_from(["dorefa", "dorefa_scaled", "lsq", *lsq_plus]))
+    activation = draw(st.sampled_from(["dorefa", "pact", "lsq", *lsq_plus]))
     low = 2 if "lsq" in (weight, activation) else 1
     options = tuple(sorted(draw(st.sets(st.sampled_from([low, 2, 3, 4, 6, 8, 16]), min_size=2, max_size=4))))
-    return Quantizers(options=options, weight=weight, activation=activation, switchable=draw(st.booleans()))
+    return Quantizers(
+        options=options,
+        weight=weight,
+        activation=activation,
+        switchable=draw(st.booleans()),
+        weight_normalization=draw(st.booleans()),
+    )
 
 
 @st.composite
@@ -265,8 +275,8 @@ def residual_networks(draw: st.DrawFn, settings: Quantizers) -> ResNet:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    settings = draw(quantizers())
+def cases(draw: st.DrawFn, zero_points: bool = True) -> Case:
+    settings = draw(quantizers(zero_points))
     kind = draw(st.sampled_from(["one branch", "two branches", "resnet"]))
     network: nn.Module
     if kind == "two branches":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -28,7 +28,7 @@ from qbw_eval.experiment import (
     load_experiment,
 )
 from qbw_eval.settings.data import DataSettings
-from qbw_eval.settings.model import CIFAR_STYLE, ModelSettings
+from qbw_eval.settings.model import CIFAR_STYLE, ModelSettings, NetworkName
 from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings, RandomBitwidths
 from qbw_eval.settings.training import TrainingSettings
 from qbw_eval.yaml_reader import read_yaml
@@ -203,6 +203,7 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
                 "validation_function": "simple_validation",
                 "weight_quantization": "dorefa_scaled",
                 "activation_quantization": "pact",
+                "sat_weight_normalization": False,
                 "switchable_clipping": True,
                 "bitwidth": 4,
             },
@@ -212,6 +213,7 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
                 "validation_function": "random_bitwidths",
                 "weight_quantization": "lsq",
                 "activation_quantization": "lsq",
+                "sat_weight_normalization": False,
                 "switchable_clipping": False,
                 "bitwidth": None,
             },
@@ -284,11 +286,22 @@ def test_no_is_a_name_and_1e_3_is_a_number() -> None:
     assert type(experiment.training.weight_decay) is float
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", get_args(NetworkName))
 def test_the_width_left_out_is_the_familys(name: Any) -> None:
     assert ModelSettings(name=name).resolved_width == (16 if name in CIFAR_STYLE else 64)
     assert ModelSettings(name=name, width=8).resolved_width == 8
     assert CIFAR_STYLE == ("resnet8", "resnet20", "resnet32", "resnet56")
+
+
+def test_lsq_plus_goes_with_1_bit_and_weight_normalization_with_every_quantizer() -> None:
+    for quantizer in ("dorefa", "lsqplus"):
+        method = {"bitwidth_options": [1, 8], "weight_quantization": quantizer, "sat_weight_normalization": True}
+        experiment = experiment_from_mapping({**load(SMALL).as_mapping(), "quantization": {"mine": method}}, "test")
+        assert experiment.method is not None
+        assert (experiment.method.weight_quantization, experiment.method.bitwidth_options) == (quantizer, (1, 8))
+        assert experiment.method.sat_weight_normalization
+    assert load(SMALL).method is not None
+    assert not load(SMALL).method.sat_weight_normalization
 
 
 def test_the_option_overrides_the_files_method() -> None:
@@ -396,8 +409,8 @@ MISTAKES = [
     ({"decay: 0": "decay: -0.5"}, "exp.yaml:20:17: training.weight_decay: expected at least 0, found -0.5"),
     (
         {"weight_quantization: dorefa_scaled": "weight_quantization: dorefascaled"},
-        "exp.yaml:29:26: quantization.first.weight_quantization: expected 'dorefa', 'dorefa_scaled' or 'lsq', "
-        "found 'dorefascaled'; did you mean 'dorefa_scaled'?",
+        "exp.yaml:29:26: quantization.first.weight_quantization: expected 'dorefa', 'dorefa_scaled', 'lsq' or "
+        "'lsqplus', found 'dorefascaled'; did you mean 'dorefa_scaled'?",
     ),
     (
         {"batch_norm: switchable": "batch_norm: 3"},
@@ -610,7 +623,7 @@ def test_a_mistake_has_a_line_a_path_and_a_sentence(changes: dict[str, str], mes
             "model: resnet9\ndata: digits\nquantization: {}\n",
             [
                 "exp.yaml:1:8: model: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', "
-                "'resnet34' or 'resnet50', found 'resnet9'; did you mean 'resnet8'?",
+                "'resnet34', 'resnet50', 'resnet101' or 'resnet152', found 'resnet9'; did you mean 'resnet8'?",
                 "exp.yaml:2:7: data: expected a mapping of keys, found 'digits'",
                 "exp.yaml:3:15: quantization: a method is missing: "
                 "a name of your own with bitwidth_options below it (or enable: false)",
@@ -749,7 +762,7 @@ random_bitwidths: {seed: -1}
         "exp.yaml:14:27: quantization.a.bitwidth_options[1]: expected a whole number, found 'x'",
         "exp.yaml:15:15: quantization.a.bitwidth: expected at most 32, found 40",
         "exp.yaml:17:23: quantization.b.bitwidth_options: expected every bitwidth once, found 4 more than once",
-        "exp.yaml:18:26: quantization.b.weight_quantization: expected 'dorefa', 'dorefa_scaled' or 'lsq', "
+        "exp.yaml:18:26: quantization.b.weight_quantization: expected 'dorefa', 'dorefa_scaled', 'lsq' or 'lsqplus', "
         "found 'lsqq'; did you mean 'lsq'?",
         "exp.yaml:20:5: quantization.c.bitwidth: this key is missing: which of 2, 4 is trained at?",
         "exp.yaml:22:26: random_bitwidths.seed: expected at least 0, found -1",
@@ -953,8 +966,8 @@ def test_a_mapping_that_contains_itself() -> None:
     network["name"] = network
     assert mapping_refusal({**load(SMALL).as_mapping(), "model": network}) == [
         f"epoch_001.pt: model{'.name' * 49}: nested more than 50 levels deep",
-        "epoch_001.pt: model.name: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34' or "
-        "'resnet50', found a mapping",
+        "epoch_001.pt: model.name: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34', "
+        "'resnet50', 'resnet101' or 'resnet152', found a mapping",
     ]
 
 
@@ -986,9 +999,10 @@ def keys(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 def methods(draw: st.DrawFn) -> dict[str, Any]:
     method = draw(
         keys(
-            weight_quantization=st.sampled_from(["dorefa", "dorefa_scaled", "lsq"]),
-            activation_quantization=st.sampled_from(["dorefa", "pact", "lsq"]),
+            weight_quantization=st.sampled_from(["dorefa", "dorefa_scaled", "lsq", "lsqplus"]),
+            activation_quantization=st.sampled_from(["dorefa", "pact", "lsq", "lsqplus"]),
             validation_function=st.sampled_from(["random_bitwidths", "simple_validation"]),
+            sat_weight_normalization=st.booleans(),
             switchable_clipping=st.booleans(),
         )
     )
@@ -1003,7 +1017,7 @@ def methods(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def documents(draw: st.DrawFn) -> dict[str, Any]:
     """Every way to write an experiment that is right."""
-    network = st.sampled_from(["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"])
+    network = st.sampled_from(get_args(NetworkName))
     model = keys(
         width=st.none() | st.integers(1, 1024),
         batch_norm=st.sampled_from(["shared", "switchable"]),
@@ -1207,8 +1221,8 @@ def test_a_file_with_a_network_says_what_it_always_did(text: str) -> None:
         (
             "model: resnet20q\ndata: {source: digits}\nquantization: {m: {bitwidth_options: [2]}}",
             [
-                "exp.yaml:1:8: model: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34' "
-                "or 'resnet50', found 'resnet20q'; did you mean 'resnet20'?"
+                "exp.yaml:1:8: model: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34', "
+                "'resnet50', 'resnet101' or 'resnet152', found 'resnet20q'; did you mean 'resnet20'?"
             ],
         ),
     ],
