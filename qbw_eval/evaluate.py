@@ -171,6 +171,11 @@ def _choices_of_ours(experiment: Experiment) -> dict[str, object]:
     return {"batch_norm_follows": FOLLOWED} if isinstance(experiment.model, AnyPrecisionModel) else {}
 
 
+def _claims(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return what the checkpoint says of itself, to be compared with ours."""
+    return {} if checkpoint.val_acc is None else {"val_acc": checkpoint.val_acc}
+
+
 def options_of(checkpoint: Checkpoint, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Return the bitwidths to draw from, ascending: those asked for, or those the network was trained at.
 
@@ -349,5 +354,5 @@ def _provenance(evaluation: Evaluation) -> Provenance:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         qbw_version=version("qbw"),
         torch_version=torch.__version__,
-        extras_json=json.dumps(_choices_of_ours(checkpoint.experiment)),
+        extras_json=json.dumps(_choices_of_ours(checkpoint.experiment) | _claims(checkpoint)),
     )

@@ -129,9 +129,7 @@ class _Seed(_Keys):
 
     @field_validator("loc_mod_in_freq_channels")
     @classmethod
-    def _has_every_sensor(
-        cls, channels: dict[str, dict[str, int]], info: ValidationInfo
-    ) -> dict[str, dict[str, int]]:
+    def _has_every_sensor(cls, channels: dict[str, dict[str, int]], info: ValidationInfo) -> dict[str, dict[str, int]]:
         locations, modalities = info.data.get("location_names", ()), info.data.get("modality_names", ())
         missing = [f"{loc}.{mod}" for loc in locations for mod in modalities if mod not in channels.get(loc, {})]
         if missing:
@@ -247,7 +245,9 @@ class _Gathered:
     def _take_method(self, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> None:
         """Take the method in use: under its name, or, as the seed had it at first, directly under quantization."""
         name = config.get("quantization_method")
-        methods = [key for key, value in quantization.items() if isinstance(value, dict) and "bitwidth_options" in value]
+        methods = [
+            key for key, value in quantization.items() if isinstance(value, dict) and "bitwidth_options" in value
+        ]
         methods = [key for key in methods if not key.startswith("random_bitwid")]  # which may restrict the options
         place: KeyPath = ("quantization",)
         method: Any = quantization
@@ -256,7 +256,8 @@ class _Gathered:
                 name = methods[0]
             if name not in methods:
                 known = f"one of {', '.join(map(shown, methods))}" if methods else "a method under quantization"
-                return self._wrong(("quantization_method",), f"expected {known}, found {found(name)}")
+                self._wrong(("quantization_method",), f"expected {known}, found {found(name)}")
+                return
             place, method = ("quantization", str(name)), quantization[name]
         self.method_name = str(name) if isinstance(name, str) else "any_precision"
         self.written["method"] = place
@@ -270,11 +271,19 @@ class _Gathered:
         self.take("joint_quantization_batch_size", method, "joint_quantization_batch_size", place)
         batch_norm = method.get("bn_type", quantization.get("bn_type", "float"))
         if batch_norm != "float":
-            self._wrong((*place, "bn_type"), f"expected 'float', found {found(batch_norm)}; others cannot be evaluated yet")
+            self._wrong(
+                (*place, "bn_type"),
+                f"expected 'float', found {found(batch_norm)}; "
+                "other batch norms of the seed's are evaluated as your own model",
+            )
         convolution = method.get("Conv", quantization.get("Conv", "QuanConv"))
         if convolution not in _CONVOLUTIONS:
             known = ", ".join(_CONVOLUTIONS)
-            self._wrong((*place, "Conv"), f"expected one of {known}, found {found(convolution)}; evaluate others as your own model")
+            self._wrong(
+                (*place, "Conv"),
+                f"expected one of {known}, found {found(convolution)}; "
+                "other layers of the seed's are evaluated as your own model",
+            )
         elif convolution == "QuanConvNoWeightNorm":
             taken["sat_weight_normalization"] = False
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbw_eval.checkpoints.native import write_checkpoint
+from qbw_eval.checkpoints.native import Trained, write_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.fit import check_data_fit
@@ -58,7 +58,7 @@ def train(
     experiment: Experiment,
     train_split: Split,
     validation_split: Split,
-    folder: Path,
+    write: Callable[[Trained], Path],
     *,
     device: torch.device,
     log: Callable[[str], object],
@@ -72,7 +72,7 @@ def train(
         experiment: complete settings (see `with_data_shape`).
         train_split: what is learned from.
         validation_split: what every epoch is scored on.
-        folder: where `epoch_NNN.pt` go, NNN = epoch + 1; must exist.
+        write: keeps what an epoch has brought, and says in which file; `epoch_files` for our own layout.
         device: where to train.
         log: called with the lines of each validation.
         advance: told of every finished batch.
@@ -114,17 +114,19 @@ def train(
                 f"epoch {epoch + 1}: the training loss is {train_loss}; lower training.learning_rate and train again"
             )
         val_acc, val_loss = _validate(model, experiment, validation_split, device, log)
-        path = folder / f"epoch_{epoch + 1:03d}.pt"
-        write_checkpoint(
-            path,
-            epoch=epoch,
-            model=model,
-            optimizer=optimizer,
-            val_acc=val_acc,
-            val_loss=val_loss,
-            experiment=experiment,
-        )
+        path = write(Trained(epoch=epoch, model=model, optimizer=optimizer, val_acc=val_acc, val_loss=val_loss))
         yield EpochResult(epoch=epoch, checkpoint=path, train_loss=train_loss, val_acc=val_acc, val_loss=val_loss)
+
+
+def epoch_files(folder: Path, experiment: Experiment) -> Callable[[Trained], Path]:
+    """Return what writes `epoch_NNN.pt` into a folder that exists, NNN = epoch + 1."""
+
+    def write(trained: Trained) -> Path:
+        path = folder / f"epoch_{trained.epoch + 1:03d}.pt"
+        write_checkpoint(path, trained, experiment)
+        return path
+
+    return write
 
 
 def _accumulate_gradients(

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from any_precision_files import random_state
+from torch import Tensor
 
 BLOCKS = {
     "resnet18": (2, 2, 2, 2),
@@ -61,7 +60,7 @@ def seed_state(
     later: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return a state dict with random weights and scales; `later` is how later versions of the seed keep LSQ's steps."""
+    """Return a state dict with random weights and scales; `later`: as later versions of the seed keep LSQ's steps."""
     shapes: dict[str, tuple[int, ...]] = {}
     features = 0
     for location, modalities in sensors.items():
@@ -73,9 +72,9 @@ def seed_state(
     state = random_state(shapes, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     count = len(options)
-    for name in [name for name, shape in shapes.items() if len(shape) == 4 and not name.endswith((".conv1.weight",))] + [
-        name for name in shapes if name.endswith(".conv1.weight") and ".layer" in name
-    ]:
+    for name in [
+        name for name, shape in shapes.items() if len(shape) == 4 and not name.endswith((".conv1.weight",))
+    ] + [name for name in shapes if name.endswith(".conv1.weight") and ".layer" in name]:
         layer = name.removesuffix(".weight")
         if activation == "pact":
             values = 0.5 + 2 * torch.rand(count if switchable else 1, generator=generator)

@@ -5,6 +5,7 @@ from pathlib import Path
 from qbw_eval.checkpoints.any_precision import any_precision_checkpoint, is_any_precision
 from qbw_eval.checkpoints.native import Checkpoint, native_checkpoint
 from qbw_eval.checkpoints.safe_load import load_torch_file
+from qbw_eval.checkpoints.seed import is_seed, seed_checkpoint
 from qbw_eval.experiment import Experiment, WithoutNetwork
 
 
@@ -26,4 +27,6 @@ def read_checkpoint(
     loaded = load_torch_file(path)
     if is_any_precision(loaded.content):
         return any_precision_checkpoint(loaded, path, instead, needs_data=needs_data)
+    if is_seed(loaded.content):
+        return seed_checkpoint(loaded, path, instead)
     return native_checkpoint(loaded, path, instead)

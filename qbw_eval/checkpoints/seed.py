@@ -29,7 +29,7 @@ from qbw_eval.settings.multimodal import MultimodalModel
 from qbw_eval.settings.quantization import QuantizationSettings
 from schemas.errors import UsageError
 
-_SCALES = (".alpha", ".quantize_w.step_size", ".quantize_w.zp", ".quantize_a.step_size", ".quantize_a.zp")
+SCALES = (".alpha", ".quantize_w.step_size", ".quantize_w.zp", ".quantize_a.step_size", ".quantize_a.zp")
 _BOOKKEEPING = (".initialized", ".init_count", ".running_min", ".running_max")
 """What later versions of the seed's LSQ keep beside their steps, and no result depends on."""
 
@@ -43,9 +43,7 @@ def is_seed(content: object) -> TypeGuard[Mapping[Any, Any]]:
     )
 
 
-def seed_checkpoint(
-    loaded: LoadedFile, path: Path, instead: Experiment | WithoutNetwork | None = None
-) -> Checkpoint:
+def seed_checkpoint(loaded: LoadedFile, path: Path, instead: Experiment | WithoutNetwork | None = None) -> Checkpoint:
     """Return the checkpoint in a file that was read and has this layout (`is_seed`), checked.
 
     Args:
@@ -97,7 +95,9 @@ def _ours(state: Mapping[str, Tensor], seed: SeedExperiment, path: Path) -> tupl
     """
     model = seed.experiment.model
     assert isinstance(model, MultimodalModel)
-    experiment = seed.experiment.model_copy(update={"model": model.model_copy(update={"width": _width(state, model, path)})})
+    experiment = seed.experiment.model_copy(
+        update={"model": model.model_copy(update={"width": _width(state, model, path)})}
+    )
     kept = {name: tensor for name, tensor in state.items() if not name.endswith((*_BOOKKEEPING, ".alpha_common"))}
     for name, tensor in state.items():
         if name.endswith(".alpha_common"):  # one for all options, from a time when that had a name of its own
@@ -110,7 +110,7 @@ def _ours(state: Mapping[str, Tensor], seed: SeedExperiment, path: Path) -> tupl
         # The seed's later LSQ+ quantizes weights as LSQ does, and counts its zero point the other way.
         method = method.model_copy(update={"weight_quantization": "lsq"})
         kept = {name: tensor for name, tensor in kept.items() if not name.endswith(".quantize_w.zp")}
-    scales = {name: tensor.flatten() for name, tensor in kept.items() if name.endswith(_SCALES)}
+    scales = {name: tensor.flatten() for name, tensor in kept.items() if name.endswith(SCALES)}
     count = len(seed.options)
     for name, values in scales.items():
         if len(values) not in (1, count):
@@ -125,9 +125,7 @@ def _ours(state: Mapping[str, Tensor], seed: SeedExperiment, path: Path) -> tupl
         ordered = ordered.expand(count).clone() if switchable and len(values) == 1 else ordered
         kept[name] = -ordered if name.endswith(".zp") and _is_later(name, state) else ordered
     method = method.model_copy(update={"switchable_clipping": switchable})
-    name = experiment.method_name
-    assert name is not None
-    quantization = QuantizationSettings.model_validate({"enable": True, name: method})
+    quantization = QuantizationSettings.model_validate({"enable": True, str(experiment.method_name): method})
     return kept, experiment.model_copy(update={"quantization": quantization})
 
 

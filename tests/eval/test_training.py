@@ -18,7 +18,7 @@ from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, experiment_from_mapping
 from qbw_eval.networks.build import build_network, load_network
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, set_bitwidths
-from qbw_eval.training import EpochResult, TrainingError, initialize_activation_steps, train
+from qbw_eval.training import EpochResult, TrainingError, epoch_files, initialize_activation_steps, train
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def trained(
     settings: Experiment, folder: Path, log: Callable[[str], object] = lambda _line: None, data: Split = TRAIN
 ) -> list[EpochResult]:
     folder.mkdir()
-    return list(train(settings, data, VALIDATION, folder, device=CPU, log=log))
+    return list(train(settings, data, VALIDATION, epoch_files(folder, settings), device=CPU, log=log))
 
 
 def state_of(result: EpochResult) -> Mapping[str, Tensor]:
