@@ -18,7 +18,7 @@ Variant = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 _TAKEN = frozenset(dir(nn.ModuleDict()))
-"""What a sensor cannot be called, because modules have attributes of that name."""
+"""What a sensor cannot be called: torch's modules have an attribute of that name."""
 
 
 class MultimodalResNet(nn.Module):
@@ -84,8 +84,8 @@ def _check_names(in_channels: Mapping[str, Mapping[str, int]]) -> None:
         if not modalities:
             raise UsageError(f"location {location!r}: expected at least one modality, found none")
         for kind, name in (("location", location), *(("modality", modality) for modality in modalities)):
-            if not isinstance(name, str) or not name or "." in name or name in _TAKEN:
+            if not isinstance(name, str) or not name.isprintable() or not name or "." in name or name in _TAKEN:
                 raise UsageError(
-                    f"{kind} {name!r:.80}: expected a name without dots that is no attribute of torch's ModuleDict; "
-                    "it becomes a part of the network's state-dict keys, so rename it"
+                    f"{kind} {name!r:.80}: expected a printable name without dots that is no attribute of torch's "
+                    "ModuleDict; it becomes a part of the network's state-dict keys, so rename it"
                 )
