@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -16,20 +16,19 @@ from torch import Tensor
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import Batch, Batches, batches_on
-from qbw_eval.data.fit import check_data_fit
+from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.split import Split
 from qbw_eval.engine.choose import Engine, choose_engine
 from qbw_eval.engine.tally import Measurement, Tally, predictions_of
-from qbw_eval.experiment import Experiment
 from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory
 from qbw_eval.nested import bytes_of, samples, to_device
-from qbw_eval.networks.build import load_network, quantizers_of
-from qbw_eval.networks.preact_resnet import FOLLOWED
+from qbw_eval.networks.build import load_network, with_layer_options
+from qbw_eval.networks.factory import check_settable, running
+from qbw_eval.networks.facts import choices_of_ours, network_facts
 from qbw_eval.plan import Plan
-from qbw_eval.quantization.bitwidths import trace_layers_on_meta
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
-from qbw_eval.settings.model import AnyPrecisionModel
+from qbw_eval.settings.model import FactoryModel
 from schemas.errors import QBWError, UsageError
 
 _PROBED_SAMPLES = 2
@@ -88,27 +87,34 @@ class Evaluation:
 def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) -> Evaluation:
     """Build the checkpoint's network on the device and plan its configurations.
 
+    Bitwidth options that the experiment leaves to the network's layers are filled in.
+
     Raises:
         CheckpointError: the weights do not fit the network.
         DataError: the data do not fit the network.
-        UsageError: the bitwidths asked for are not among the options.
+        UsageError: the bitwidths asked for are not among the options, or somebody's own network fails.
         QBWError: there is not memory enough for a sample.
     """
-    model = load_network(checkpoint.experiment, checkpoint.state, str(checkpoint.path))
-    check_data_fit(checkpoint.experiment, split, f"the network of {checkpoint.path}")
-    table = trace_layers_on_meta(model, split.first)
+    words, model = f"the network of {checkpoint.path}", checkpoint.experiment.model
+    network = load_network(checkpoint.experiment, checkpoint.state, str(checkpoint.path))
+    check_data_fit(checkpoint.experiment, split, words)
+    checkpoint = replace(checkpoint, experiment=with_layer_options(checkpoint.experiment, network))
     options = options_of(checkpoint, settings.bitwidths)
     budget = settings.budget
     try:
-        choice = choose_engine(
-            settings.engine,
-            model.to(settings.device),
-            table.names,
-            _probed(split, settings.device),
-            options,
-            cache_bytes=budget.caches,
-            work=len(split) * sum(layer.macs for layer in table.layers),
-        )
+        table = layers_on(checkpoint.experiment, network.to(settings.device), split, settings.device, words)
+        if isinstance(model, FactoryModel):
+            check_settable(network, model, options)
+        with running(model, f"{words} fails on the first samples of {split.dataset}"):
+            choice = choose_engine(
+                settings.engine,
+                network,
+                table.names,
+                _probed(split, settings.device),
+                options,
+                cache_bytes=budget.caches,
+                work=len(split) * sum(layer.macs for layer in table.layers),
+            )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -117,7 +123,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         sampler=settings.sampler,
         seed=settings.seed,
         options=options,
-        network=_network_facts(checkpoint.experiment),
+        network=network_facts(checkpoint.experiment, network),
         table=table,
         data_id=split.data_id(),
         num_samples=len(split),
@@ -144,31 +150,6 @@ def _too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError
     return QBWError(
         f"{checkpoint.path}: {device} has not memory enough for one sample; free some, or use another --device"
     )
-
-
-def _network_facts(experiment: Experiment) -> dict[str, object]:
-    """Return what decides how the network computes, as plain JSON."""
-    quantizers = quantizers_of(experiment)
-    return {
-        # By hand, so that a setting that is added later, or a default that is spelled out, makes no other network.
-        "name": experiment.model.name,
-        "width": experiment.model.resolved_width,
-        "in_channels": experiment.model.in_channels,
-        "num_classes": experiment.model.num_classes,
-        "batch_norm": experiment.model.batch_norm,
-        "quantize_first_and_last": experiment.model.quantize_first_and_last,
-        "weight": quantizers.weight,
-        "activation": quantizers.activation,
-        "switchable": quantizers.switchable,
-        "trained_options": list(quantizers.options),  # a switchable value's position among them is its bitwidth
-        **({"weight_normalization": True} if quantizers.weight_normalization else {}),  # not known to older rows
-        **_choices_of_ours(experiment),
-    }
-
-
-def _choices_of_ours(experiment: Experiment) -> dict[str, object]:
-    """Return what the checkpoint's authors left open and we decide; rows name it (`extras_json`)."""
-    return {"batch_norm_follows": FOLLOWED} if isinstance(experiment.model, AnyPrecisionModel) else {}
 
 
 def _claims(checkpoint: Checkpoint) -> dict[str, object]:
@@ -214,6 +195,7 @@ def evaluate(
         QBWError: there is not memory enough for one sample.
     """
     plan, provenance = evaluation.plan, _provenance(evaluation)
+    model, failing = evaluation.checkpoint.experiment.model, f"{evaluation.checkpoint.path}: its network fails"
     batch_size: int | None = None
     data: _Data | None = None
     for chunk in chunks:
@@ -222,9 +204,10 @@ def evaluate(
         while measurements is None:
             counted = _Counted(advance, len(chunk) / len(evaluation.split))
             try:
-                batch_size = batch_size or _batch_size(evaluation, chunk, tell)
-                data = data or _Data.of(evaluation, batch_size)
-                measurements = measure(evaluation.engine, data.batches, chunk, data.reference, counted)
+                with running(model, failing):
+                    batch_size = batch_size or _batch_size(evaluation, chunk, tell)
+                    data = data or _Data.of(evaluation, batch_size)
+                    measurements = measure(evaluation.engine, data.batches, chunk, data.reference, counted)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -354,5 +337,5 @@ def _provenance(evaluation: Evaluation) -> Provenance:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         qbw_version=version("qbw"),
         torch_version=torch.__version__,
-        extras_json=json.dumps(_choices_of_ours(checkpoint.experiment) | _claims(checkpoint)),
+        extras_json=json.dumps(choices_of_ours(checkpoint.experiment) | _claims(checkpoint)),
     )

@@ -17,8 +17,8 @@ from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, senten
 from qbw_eval.plain_values import plain_values
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.settings.kinds import MAX_NAME_BYTES, Name, Settings
-from qbw_eval.settings.model import AnyModel, ModelSettings
-from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings, RandomBitwidths
+from qbw_eval.settings.model import MODEL_KINDS, AnyModel, FactoryModel, kind_of_model
+from qbw_eval.settings.quantization import LEFT_TO_THE_LAYERS, MethodSettings, QuantizationSettings, RandomBitwidths
 from qbw_eval.settings.training import TrainingSettings
 from qbw_eval.yaml_reader import (
     MAX_BYTES,
@@ -32,6 +32,11 @@ from qbw_eval.yaml_reader import (
     shown,
 )
 from schemas.errors import UsageError, did_you_mean
+
+OWN_METHOD: Final = "layers"
+"""What the only method is called where a file names no more than bitwidth options, beside its factory."""
+
+_MISSING: Final = "this key is missing"
 
 
 class ExperimentError(UsageError):
@@ -51,13 +56,24 @@ class Experiment(Settings):
     training: TrainingSettings = Field(
         default_factory=TrainingSettings, description="how `qbw-eval train` makes checkpoints"
     )
-    quantization: QuantizationSettings = Field(description="whether and how it is quantized")
+    quantization: QuantizationSettings = Field(
+        default=LEFT_TO_THE_LAYERS,
+        description="whether and how it is quantized; may be left out where model names a factory",
+    )
     random_bitwidths: RandomBitwidths = Field(
         default_factory=RandomBitwidths, description="the random configurations at which it is evaluated"
     )
     quantization_method: str | None = Field(
         default=None, description="the method to use; needed where there are several"
     )
+
+    @field_validator("quantization")
+    @classmethod
+    def _ours_needs_quantizers(cls, quantization: QuantizationSettings, info: ValidationInfo) -> QuantizationSettings:
+        model = info.data.get("model")  # absent where it is wrong itself; then _checked looks at what is written
+        if quantization is LEFT_TO_THE_LAYERS and model is not None and not isinstance(model, FactoryModel):
+            raise ValueError(_MISSING)
+        return quantization
 
     @field_validator("quantization_method")
     @classmethod
@@ -78,7 +94,12 @@ class Experiment(Settings):
 
     @property
     def layer_options(self) -> tuple[int, ...]:
-        """The bitwidths that every quantized layer offers, ascending; only 32 where quantization is disabled."""
+        """The bitwidths that every quantized layer offers, ascending; only 32 where quantization is disabled.
+
+        None at all where only the layers of somebody's own network know them; see `with_options`.
+        """
+        if self.quantization is LEFT_TO_THE_LAYERS:
+            return ()
         return (32,) if self.method is None else self.method.bitwidth_options
 
     @property
@@ -87,9 +108,16 @@ class Experiment(Settings):
         alone = None if self.method is None else self.method.bitwidth
         return self.layer_options if alone is None else (alone,)
 
+    def with_options(self, options: tuple[int, ...]) -> "Experiment":
+        """Return the experiment with bitwidth options that it left to the layers."""
+        method = MethodSettings(bitwidth_options=options)
+        quantization = QuantizationSettings.model_validate({OWN_METHOD: method})
+        return self.model_copy(update={"quantization": quantization, "quantization_method": OWN_METHOD})
+
     def as_mapping(self) -> dict[str, object]:
         """Return plain JSON values, which `experiment_from_mapping` turns back into an equal experiment."""
-        return self.model_dump(mode="json")
+        left_out = {"quantization"} if self.quantization is LEFT_TO_THE_LAYERS else None
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class WithoutNetwork(Settings):
@@ -105,6 +133,11 @@ class WithoutNetwork(Settings):
 
 
 _Kind = TypeVar("_Kind", Experiment, WithoutNetwork)
+
+_NO_CODE: Final = (
+    "names code to run, which QBW runs only where you name it yourself; "
+    "if you trust it, copy the model section into a file and give that with --config"
+)
 
 _OF_NETWORKS: Final = {"model", "quantization", "quantization_method", "training"}
 """A file with none of these keys leaves the network to the checkpoint."""
@@ -174,7 +207,8 @@ def _in_document(
 def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experiment:
     """Return the experiment in `config`, as `Experiment.as_mapping` wrote it or a file could hold it.
 
-    `where` names the place in errors. `config` comes from a checkpoint, so from a stranger: it may hold anything.
+    `where` names the place in errors. `config` comes from a checkpoint, so from a stranger: it may hold anything. A
+    factory, which would be code to run, is refused.
 
     Raises:
         ExperimentError: there are mistakes; the message has a line for each.
@@ -182,7 +216,9 @@ def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experim
     plain, unreadable = plain_values(config)
     mapping, mistakes = _mapping_in(plain)
     experiment: Experiment | None = None
-    if mapping is not None:
+    if mapping is not None and kind_of_model(mapping.get("model")) == "factory":
+        mistakes = [Mistake(path=("model", "factory"), what=_NO_CODE)]
+    elif mapping is not None:
         experiment, mistakes = _checked(mapping, Experiment)
     mistakes = unreadable + mistakes
     if experiment is None or mistakes:
@@ -198,12 +234,20 @@ def experiment_json_schema() -> dict[str, Any]:
     schema = Experiment.model_json_schema()
     definitions, keys = schema["$defs"], schema["properties"]
     names = definitions["ModelSettings"]["properties"]["name"]
-    keys["model"] = {"anyOf": [names, {"$ref": "#/$defs/ModelSettings"}], "description": keys["model"]["description"]}
-    # A file without a network; see WithoutNetwork.
+    kinds = [{"$ref": f"#/$defs/{kind.__name__}"} for kind in MODEL_KINDS.values()]
+    keys["model"] = {"anyOf": [names, *kinds], "description": keys["model"]["description"]}
+    # A file without a network; see WithoutNetwork. One with a factory may leave quantization to the layers.
     schema["required"] = ["data"]
+    del keys["quantization"]["default"]
     says_something_of_networks = {"anyOf": [{"required": [key]} for key in sorted(_OF_NETWORKS)]}
-    schema["anyOf"] = [{"required": ["model", "quantization"]}, {"not": says_something_of_networks}]
+    has_a_factory = {"properties": {"model": {"type": "object", "required": ["factory"]}}, "required": ["model"]}
+    schema["anyOf"] = [{"required": ["model", "quantization"]}, has_a_factory, {"not": says_something_of_networks}]
     # The other spellings; see _one_spelling.
+    definitions["FactoryModel"]["properties"]["bitwidth_options"] = {
+        **definitions["MethodSettings"]["properties"]["bitwidth_options"],
+        "description": "the bitwidths to draw from, where there is no section quantization; those that all layers "
+        "offer (their attribute bitwidth_options) if left out",
+    }
     configurations = definitions["RandomBitwidths"]
     configurations["properties"]["number_of_configs"] = {
         **configurations["properties"]["num_bitwidths"],
@@ -257,8 +301,25 @@ def _checked(config: dict[str, object], kind: type[_Kind]) -> tuple[_Kind | None
         settings = kind.model_validate(canonical)
     except ValidationError as error:
         more = mistakes_in(error, _known_keys) + _method_mistakes(canonical, error)
+        more += _missing_quantization(canonical, error, kind)
+        more = [replace(mistake, path=_without_kind(mistake.path)) for mistake in more]
         return None, mistakes + [replace(mistake, path=_as_written(mistake.path, written)) for mistake in more]
     return (None if mistakes else settings), mistakes
+
+
+def _without_kind(path: KeyPath) -> KeyPath:
+    """Return the path of a setting without the kind of model, which pydantic notes in it."""
+    return path[:1] + path[2:] if path[:1] == ("model",) else path
+
+
+def _missing_quantization(config: dict[str, object], error: ValidationError, kind: type[Settings]) -> list[Mistake]:
+    """Return that the section is missing, where a mistake in `model` kept pydantic from seeing whether it may be."""
+    wrong = {detail["loc"][:1] for detail in error.errors(include_url=False)}
+    if kind is not Experiment or ("model",) not in wrong or "quantization" in config:
+        return []
+    if kind_of_model(config.get("model")) == "factory":
+        return []
+    return [Mistake(path=("quantization",), what=_MISSING)]
 
 
 def _method_mistakes(config: dict[str, object], error: ValidationError) -> list[Mistake]:
@@ -286,6 +347,15 @@ def _one_spelling(config: dict[str, object]) -> tuple[dict[str, object], dict[Ke
     if isinstance(model, str):
         config["model"] = {"name": model}
         written["model", "name"] = ("model",)
+    elif isinstance(model, dict) and kind_of_model(model) == "factory" and "bitwidth_options" in model:
+        config["model"] = {key: value for key, value in model.items() if key != "bitwidth_options"}
+        short: KeyPath = ("model", "bitwidth_options")
+        if "quantization" in config:
+            what = "stands beside a section quantization, which has bitwidth_options of its own; keep one of the two"
+            mistakes.append(Mistake(path=short, what=what, at_key=True))
+        else:
+            config["quantization"] = {OWN_METHOD: {"bitwidth_options": model["bitwidth_options"]}}
+            written["quantization", OWN_METHOD, "bitwidth_options"] = short
 
     quantization = config.get("quantization")
     if isinstance(quantization, dict) and "random_bitwidths" in quantization:
@@ -329,8 +399,9 @@ def _known_keys(path: KeyPath) -> list[str]:
             return list(MethodSettings.model_fields)
         case ("random_bitwidths",):
             return [*RandomBitwidths.model_fields, "number_of_configs"]
-        case ("model",):
-            return list(ModelSettings.model_fields)
+        case ("model", str() as kind):
+            others = {"network": ["factory"], "factory": ["bitwidth_options"]}
+            return [*MODEL_KINDS[kind].model_fields, *others[kind]]
         case ("data",):
             return list(DataSettings.model_fields)
         case ("training",):
@@ -369,7 +440,10 @@ def _with_absolute_files(settings: _Kind, path: Path) -> _Kind:
     absolute = {key: folder / file for key, file in files.items() if file is not None}
     if absolute and not is_encodable(str(folder)):
         raise ExperimentError(f"{path}: its folder's name is not UTF-8, so no checkpoint could say where the data is")
-    return settings.model_copy(update={"data": data.model_copy(update=absolute)})
+    update: dict[str, object] = {"data": data.model_copy(update=absolute)}
+    if isinstance(settings, Experiment) and isinstance(settings.model, FactoryModel):
+        update["model"] = settings.model.in_folder(folder)
+    return settings.model_copy(update=update)
 
 
 def _named(names: list[str]) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qbw_eval.checkpoints.safe_load import CheckpointError, LoadedFile
 from qbw_eval.experiment import Experiment, ExperimentError, WithoutNetwork, experiment_from_mapping
+from qbw_eval.settings.model import ModelSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Checkpoint:
         experiment: what it was trained as, or what the user says instead.
         state: name -> tensor.
         val_acc: what training measured itself; None where it did not say.
+        remarks: sentences for the user, about what was not clear.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Checkpoint:
     experiment: Experiment
     state: Mapping[str, Tensor]
     val_acc: float | None
+    remarks: tuple[str, ...] = ()
 
     def same_network(self) -> str:
         """Return a fingerprint of the weights, the epoch and what they mean: equal ones give equal rows."""
@@ -179,12 +182,13 @@ def epoch_in(content: Mapping[Any, Any], path: Path, *, first: int) -> int:
 
 def _completed(experiment: Experiment, config: object, path: Path) -> Experiment:
     """Return the experiment with the shape of the network filled in from the checkpoint's own configuration."""
-    if not isinstance(config, Mapping):
+    model = experiment.model
+    if not isinstance(config, Mapping) or not isinstance(model, ModelSettings):
         return experiment
     try:
         own = experiment_from_mapping(config, str(path)).model
     except ExperimentError:  # the user said what to use instead of it
         return experiment
     shape = {name: getattr(own, name) for name in ("in_channels", "num_classes", "input_size")}
-    missing = {name: value for name, value in shape.items() if getattr(experiment.model, name) is None}
-    return experiment.model_copy(update={"model": experiment.model.model_copy(update=missing)})
+    missing = {name: value for name, value in shape.items() if getattr(model, name) is None}
+    return experiment.model_copy(update={"model": model.model_copy(update=missing)})

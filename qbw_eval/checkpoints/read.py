@@ -1,12 +1,18 @@
-"""A checkpoint file -> a checkpoint: which layout it has is seen in what it holds, never in its name."""
+"""A checkpoint file -> a checkpoint: which layout it has is seen in what it holds, never in its name.
+
+Where the user names a factory for the network, the weights are all that is taken from the file.
+"""
 
 from pathlib import Path
 
 from qbw_eval.checkpoints.any_precision import any_precision_checkpoint, is_any_precision
+from qbw_eval.checkpoints.foreign import foreign_checkpoint
 from qbw_eval.checkpoints.native import Checkpoint, native_checkpoint
 from qbw_eval.checkpoints.safe_load import load_torch_file
+from qbw_eval.checkpoints.safetensors_file import load_safetensors
 from qbw_eval.checkpoints.seed import is_seed, seed_checkpoint
 from qbw_eval.experiment import Experiment, WithoutNetwork
+from qbw_eval.settings.model import FactoryModel
 
 
 def read_checkpoint(
@@ -24,7 +30,9 @@ def read_checkpoint(
         ExperimentError: its configuration makes no sense.
         UsageError: what `instead` says, or does not say, does not go with the checkpoint.
     """
-    loaded = load_torch_file(path)
+    loaded = load_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path)
+    if isinstance(instead, Experiment) and isinstance(instead.model, FactoryModel):
+        return foreign_checkpoint(loaded, path, instead)
     if is_any_precision(loaded.content):
         return any_precision_checkpoint(loaded, path, instead, needs_data=needs_data)
     if is_seed(loaded.content):

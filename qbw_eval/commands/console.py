@@ -48,11 +48,28 @@ def progress_on_stderr(what: str, total: float, unit: str, *, quiet: bool) -> It
         yield lambda amount: progress.advance(task, amount)
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout, the first column to the left and the others to the right; piped, it is never cut."""
+def print_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    last: Sequence[object] | None = None,
+    words: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout; piped, it is never cut.
+
+    Args:
+        headers: of the columns.
+        rows: in each a value a column.
+        last: a row below a line of its own: what the others come to.
+        words: headers of the columns that are set to the left, and broken where a terminal is narrow, as the first
+            always is; the others, being numbers, are neither.
+    """
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table.show_footer = last is not None
     for position, header in enumerate(headers):
-        table.add_column(header, justify="right" if position else "left", no_wrap=position > 0)
+        is_text = not position or header in words
+        footer = "" if last is None else str(last[position])
+        table.add_column(header, footer, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in rows:
         table.add_row(*map(str, row))
     console = Console(highlight=False)

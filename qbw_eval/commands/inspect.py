@@ -1,80 +1,147 @@
 """`qbw-eval inspect`: what a checkpoint's network consists of and what its configurations can cost."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table
 from qbw_eval.configurations import number_of_configurations
 from qbw_eval.cost import Costs, costs_of
+from qbw_eval.data.fit import layers_on
+from qbw_eval.data.sources import load_split
 from qbw_eval.evaluate import options_of
 from qbw_eval.experiment import load_evaluation_file
-from qbw_eval.layer_table import LayerTable
-from qbw_eval.networks.build import load_network
-from qbw_eval.quantization.bitwidths import trace_layers_on_meta
+from qbw_eval.layer_table import Layer, LayerTable
+from qbw_eval.networks.build import load_network, with_layer_options
+from qbw_eval.quantization.bitwidths import offered_bitwidths, quantized_layers, trace_layers_on_meta, weight_of
+from qbw_eval.quantization.protocol import quantizer_words
+from qbw_eval.settings.model import FactoryModel
 from schemas.columns import by_name
 from schemas.errors import UsageError
 from schemas.records import RECORD_COLUMNS
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectedLayer:
+    """What is shown of one quantized layer.
+
+    Attributes:
+        layer: as the layer table has it.
+        shape: of its weights, (out, in / groups, ...).
+        options: the bitwidths that it offers, ascending.
+        quantizer: how it is quantized, in words.
+    """
+
+    layer: Layer
+    shape: tuple[int, ...]
+    options: tuple[int, ...]
+    quantizer: str
+
+
 def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
     """Print the layer table, the options, the number of configurations and the range of each cost."""
     checkpoint = read_checkpoint(path, load_evaluation_file(config) if config else None, needs_data=False)
-    model = checkpoint.experiment.model
-    if model.input_size is None or model.in_channels is None:
-        raise UsageError("model.input_size and model.in_channels: not known; name them in the experiment file")
     network = load_network(checkpoint.experiment, checkpoint.state, str(path))
-    table = trace_layers_on_meta(network, torch.zeros((1, model.in_channels, *model.input_size), device="meta"))
+    checkpoint = replace(checkpoint, experiment=with_layer_options(checkpoint.experiment, network))
+    table = _table_of(checkpoint, network)
     options = options_of(checkpoint, None)
     # Every cost grows with every layer's bits, so the extremes are the uniform configurations at the ends.
     lowest, highest = (costs_of((bits,) * len(table), table, options[-1]) for bits in (options[0], options[-1]))
+    layers = _inspected(table, network, options)
     if as_json:
-        print(json.dumps(_as_json(checkpoint, table, options, lowest, highest), indent=2))
+        print(json.dumps(_as_json(checkpoint, table, layers, options, lowest, highest), indent=2))
     else:
-        _print(checkpoint, table, options, lowest, highest)
+        _print(checkpoint, table, layers, options, lowest, highest)
+
+
+def _table_of(checkpoint: Checkpoint, network: nn.Module) -> LayerTable:
+    """Return the quantized layers as an input meets them: a sample of the data, or what the settings say of inputs."""
+    experiment, model = checkpoint.experiment, checkpoint.experiment.model
+    if isinstance(model, FactoryModel):
+        split = load_split(experiment.data, "validation", limit=1)
+        return layers_on(experiment, network, split, torch.device("cpu"), f"the network of {checkpoint.path}")
+    if model.input_size is None or model.in_channels is None:
+        raise UsageError("model.input_size and model.in_channels: not known; name them in the experiment file")
+    return trace_layers_on_meta(network, torch.zeros((1, model.in_channels, *model.input_size), device="meta"))
+
+
+def _inspected(table: LayerTable, network: nn.Module, options: tuple[int, ...]) -> list[InspectedLayer]:
+    modules = quantized_layers(network)
+    return [
+        InspectedLayer(
+            layer=layer,
+            shape=tuple(weight_of(modules[layer.layer_name]).shape),
+            options=offered_bitwidths(modules[layer.layer_name]) or options,
+            quantizer=quantizer_words(modules[layer.layer_name]),
+        )
+        for layer in table.layers
+    ]
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    model = checkpoint.experiment.model
+    return model.factory if isinstance(model, FactoryModel) else model.name
 
 
 def _as_json(
-    checkpoint: Checkpoint, table: LayerTable, options: tuple[int, ...], lowest: Costs, highest: Costs
+    checkpoint: Checkpoint,
+    table: LayerTable,
+    layers: list[InspectedLayer],
+    options: tuple[int, ...],
+    lowest: Costs,
+    highest: Costs,
 ) -> dict[str, object]:
     return {
         "checkpoint": str(checkpoint.path),
         "checkpoint_id": checkpoint.sha256,
         "experiment": checkpoint.experiment.experiment,
         "epoch": checkpoint.epoch,
-        "model": checkpoint.experiment.model.name,
+        "model": _name(checkpoint),
         "model_id": table.model_id,
         "bitwidth_options": list(options),
         "configurations": number_of_configurations(len(table), options),
         "costs": {name: {"min": vars(lowest)[name], "max": vars(highest)[name]} for name in vars(lowest)},
-        "layers": [asdict(layer) for layer in table.layers],
+        "layers": [
+            {**asdict(shown.layer), "shape": shown.shape, "options": shown.options, "quantizer": shown.quantizer}
+            for shown in layers
+        ],
     }
 
 
-def _print(checkpoint: Checkpoint, table: LayerTable, options: tuple[int, ...], lowest: Costs, highest: Costs) -> None:
-    experiment, method = checkpoint.experiment, checkpoint.experiment.method
-    quantizers = "not quantized"
-    if method is not None:
-        quantizers = f"weights {method.weight_quantization}, activations {method.activation_quantization}"
+def _print(
+    checkpoint: Checkpoint,
+    table: LayerTable,
+    layers: list[InspectedLayer],
+    options: tuple[int, ...],
+    lowest: Costs,
+    highest: Costs,
+) -> None:
     print(
-        f"{checkpoint.path}: experiment {experiment.experiment}, epoch {checkpoint.epoch + 1}, {experiment.model.name}"
+        f"{checkpoint.path}: experiment {checkpoint.experiment.experiment}, epoch {checkpoint.epoch + 1}, "
+        f"{_name(checkpoint)}"
     )
-    print(f"Quantized layers ({quantizers}), in forward order; MACs for one sample:")
+    print("Quantized layers in forward order; MACs for one sample:")
+    weights, macs = sum(layer.weights for layer in table.layers), sum(layer.macs for layer in table.layers)
     print_table(
-        ("layer", "#", "weights", "MACs", "channels", "kernel", "stride", "kind"),
+        ("layer", "shape", "weights", "MACs", "options", "quantizer"),
         [
             (
-                layer.layer_name,
-                *(index, f"{layer.weights:,}", f"{layer.macs:,}"),
-                f"{layer.in_channels} -> {layer.out_channels}",
-                *(layer.kernel or "", layer.stride or "", layer.kind),
+                shown.layer.layer_name,
+                "x".join(map(str, shown.shape)),
+                f"{shown.layer.weights:,}",
+                f"{shown.layer.macs:,}",
+                ",".join(map(str, shown.options)),
+                shown.quantizer,
             )
-            for index, layer in enumerate(table.layers)
+            for shown in layers
         ],
+        last=("all of them", "", f"{weights:,}", f"{macs:,}", "", ""),
+        words=("layer", "options", "quantizer"),
     )
     count = number_of_configurations(len(table), options)
     print(f"Bitwidth options {list(options)} in {len(table)} layers: {count:,} configurations")

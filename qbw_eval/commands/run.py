@@ -135,6 +135,8 @@ def _evaluations(
     for path in paths:
         try:
             checkpoint = read_checkpoint(path, instead)
+            for remark in checkpoint.remarks:
+                _tell(remark)
             same = first_of.setdefault(checkpoint.same_network(), path)
             if same != path:
                 _tell(f"{path}: the same weights and epoch as {same}; evaluated once")

@@ -17,6 +17,7 @@ from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import Split
 from qbw_eval.experiment import Experiment, load_experiment
 from qbw_eval.seed_experiment import SeedExperiment, load_seed_experiment
+from qbw_eval.settings.model import FactoryModel
 from qbw_eval.training import EpochResult, TrainingError, epoch_files, train
 from schemas.errors import InterruptedByUserError, UsageError
 
@@ -53,6 +54,11 @@ def train_command(options: TrainOptions) -> None:
 
 def _train_ours(experiment: Experiment, options: TrainOptions) -> None:
     """Write OUT/<experiment>/checkpoints/epoch_NNN.pt."""
+    if isinstance(experiment.model, FactoryModel):
+        raise UsageError(
+            f"{options.config}: model.factory: QBW trains networks of its own only; train yours in a loop of your own "
+            "(validate_random_bitwidths fits in there) and evaluate its checkpoints with qbw-eval run"
+        )
     folder = options.out / experiment.experiment / "checkpoints"
     device = choose_device(options.device)
     experiment, splits = _with_data(experiment, options, folder.parent)

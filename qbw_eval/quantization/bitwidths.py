@@ -5,7 +5,7 @@ Reading (average, table) never changes a setting; `restored` puts settings back 
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qbw_eval.cost import average_bitwidth
 from qbw_eval.layer_table import Layer, LayerTable
 from qbw_eval.nested import to_device
+from qbw_eval.quantization.numerics import FULL_PRECISION
 from schemas.errors import UsageError, did_you_mean
 
 
@@ -121,11 +122,24 @@ def common_options(model: nn.Module) -> tuple[int, ...]:
     Raises:
         LayerError: there are none.
     """
-    offered = [set(getattr(layer, "bitwidth_options", ())) for layer in quantized_layers(model).values()]
-    common = sorted(set.intersection(*offered)) if offered else []
+    offered = [offered_bitwidths(layer) for layer in quantized_layers(model).values()]
+    common = sorted(set.intersection(*map(set, offered))) if offered else []
     if not common:
         raise LayerError("the quantized layers share no `bitwidth_options`; say which bitwidths to draw from")
     return tuple(common)
+
+
+def offered_bitwidths(layer: nn.Module) -> tuple[int, ...]:
+    """Return what a layer says in `bitwidth_options` (or `bitwidth_opts`), ascending; nothing where it does not say."""
+    for name in ("bitwidth_options", "bitwidth_opts"):
+        said = getattr(layer, name, None)
+        if isinstance(said, Tensor):
+            said = said.tolist()
+        if isinstance(said, Iterable) and not isinstance(said, str | bytes):
+            values = list(said)
+            if all(isinstance(bits, Integral) and 1 <= int(bits) <= FULL_PRECISION for bits in values):
+                return tuple(sorted({int(bits) for bits in values}))
+    return ()
 
 
 def trace_order(model: nn.Module, *inputs: object) -> list[str]:
@@ -163,7 +177,9 @@ def _trace(
     names = {layer: name for name, layer in quantized_layers(model).items()}
     uses: dict[str, list[int]] = {}
 
-    def note(module: nn.Module, _arguments: object, output: Tensor) -> None:
+    def note(module: nn.Module, _arguments: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise LayerError(f"layer {names[module]!r} returns a {type(output).__name__}, expected one tensor")
         uses.setdefault(names[module], []).append(measure(module, output))
 
     hooks = [layer.register_forward_hook(note) for layer in names]
@@ -192,14 +208,32 @@ def trace_layers_on_meta(model: nn.Module, sample: Any) -> LayerTable:
 
 def _macs(module: nn.Module, output: Tensor) -> int:
     """Return multiply-accumulates: one per output element and weight of its output channel; the batch is one sample."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(module)
     return output.numel() * (weight.numel() // weight.shape[0])
 
 
+def weight_of(module: nn.Module) -> Tensor:
+    """Return a quantized layer's weights (out, in, ...): its `weight`, or the only such parameter in it.
+
+    Raises:
+        LayerError: it has none, or several.
+    """
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim >= 2 and weight.numel():
+        return weight
+    inside = [parameter for parameter in module.parameters() if parameter.ndim >= 2 and parameter.numel()]
+    # PACT's clipping values are often of the shape (options, 1, 1, 1).
+    weights = [parameter for parameter in inside if parameter.numel() > parameter.shape[0]]
+    if len(weights) != 1:
+        raise LayerError(
+            f"a quantized layer ({type(module).__name__}) has {len(weights) or 'no'} weights (out, in, ...) in "
+            "place of one; only the modules that hold a weight may have the attribute with the bits"
+        )
+    return weights[0]
+
+
 def _describe(name: str, module: nn.Module, macs: int) -> Layer:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(module)
     convolution = isinstance(module, nn.Conv2d)
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
     return Layer(

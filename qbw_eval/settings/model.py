@@ -1,11 +1,16 @@
-"""The section `model`: which network."""
+"""The section `model`: which network. There are several kinds; `MODEL_KINDS` lists those that a file can name."""
 
-from typing import Annotated, Final, Literal
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PrivateAttr, Tag
 
+from qbw_eval.mistakes import found
 from qbw_eval.settings.kinds import Settings, Sides, list_as_tuple
 from qbw_eval.settings.multimodal import MultimodalModel
+from qbw_eval.user_code import function_name
 
 NetworkName = Literal[
     "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
@@ -64,12 +69,84 @@ class AnyPrecisionModel(ModelSettings):
     batch_norm: Literal["switchable"] = "switchable"
 
 
+def _finite(arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except ValueError:
+        raise ValueError("expected finite numbers, found .nan or .inf") from None
+    return arguments
+
+
+def _attribute(name: object) -> object:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"expected the name of an attribute, found {found(name)}")
+    return name
+
+
+def _one_as_several(names: object) -> object:
+    if isinstance(names, list) and len(set(map(str, names))) != max(1, len(names)):
+        raise ValueError("expected each name once, and at least one")
+    return list_as_tuple(names) if isinstance(names, list | tuple) else (names,)
+
+
+FunctionName = Annotated[str, AfterValidator(function_name)]
+CURRENT_BITS: Final = "curr_bitwidth"
+"""The attribute of quantized layers that all of our code reads."""
+
+
+class FactoryModel(Settings):
+    """Anyone's network: what a function of the user's own returns. Only a file that the user names can hold one."""
+
+    factory: FunctionName = Field(
+        description="package.module:function, a function of your own that returns the network (a torch.nn.Module); "
+        "modules are looked for in the experiment file's folder first"
+    )
+    arguments: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(
+        default_factory=dict, description="what the function is called with, by name"
+    )
+    bitwidth_attribute: Annotated[
+        tuple[Annotated[str, BeforeValidator(_attribute)], ...], BeforeValidator(_one_as_several)
+    ] = Field(
+        default=(CURRENT_BITS,),
+        description="the attribute that holds a quantized layer's bits, or several that are set to the same; quantized "
+        "layers are the modules that have all of them as whole numbers",
+    )
+    set_bitwidth: FunctionName | None = Field(
+        default=None,
+        description="package.module:function, called as function(layer, bits); for where setting the attribute is not "
+        "enough",
+    )
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path | None:
+        """The experiment file's, where modules are looked for first."""
+        return self._folder
+
+    def in_folder(self, folder: Path) -> "FactoryModel":
+        """Return these settings as an experiment file in `folder` holds them."""
+        model = self.model_copy()
+        model._folder = folder
+        return model
+
+
+# --- which kind -------------------------------------------------------------------------------------------------------
+
+MODEL_KINDS: Final[Mapping[str, type[Settings]]] = {"network": ModelSettings, "factory": FactoryModel}
+"""What a file's section `model` can be; a checkpoint's layout may bring others (`AnyPrecisionModel`)."""
+
+
 def kind_of_model(value: object) -> str:
-    """Return which kind of network a section describes."""
-    return "multimodal" if isinstance(value, MultimodalModel) else "network"
+    """Return which of `MODEL_KINDS` a section is, right or wrong as it may be; or "multimodal", which no file can say."""
+    if isinstance(value, MultimodalModel):
+        return "multimodal"
+    keys = value if isinstance(value, Mapping) else ()
+    return "factory" if isinstance(value, FactoryModel) or "factory" in keys else "network"
 
 
 AnyModel = Annotated[
-    Annotated[ModelSettings, Tag("network")] | Annotated[MultimodalModel, Tag("multimodal")],
+    Annotated[ModelSettings, Tag("network")]
+    | Annotated[FactoryModel, Tag("factory")]
+    | Annotated[MultimodalModel, Tag("multimodal")],
     Discriminator(kind_of_model),
 ]

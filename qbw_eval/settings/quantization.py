@@ -1,7 +1,7 @@
 """The sections `quantization` and `random_bitwidths`: how the network is quantized, and where it is evaluated."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -103,11 +103,15 @@ class QuantizationSettings(Settings):
 
     @model_validator(mode="after")
     def _has_a_method(self) -> "QuantizationSettings":
-        if self.enable and not self.methods:
+        if self.enable and not self.methods and self is not LEFT_TO_THE_LAYERS:
             raise ValueError(
                 "a method is missing: a name of your own with bitwidth_options below it (or enable: false)"
             )
         return self
+
+
+LEFT_TO_THE_LAYERS: Final = QuantizationSettings.model_construct()
+"""The section of a file that has none, because its network is somebody's own."""
 
 
 class RandomBitwidths(Settings):
