@@ -164,8 +164,9 @@ def state_in(content: Mapping[Any, Any], key: str, path: Path) -> Mapping[str, T
 def accuracy_in(content: Mapping[Any, Any]) -> float | None:
     """Return the validation accuracy that training wrote under `val_acc`; None where it is no number."""
     accuracy = content.get("val_acc")
-    is_number = isinstance(accuracy, (int, float)) and not isinstance(accuracy, bool)
-    return float(accuracy) if is_number and math.isfinite(accuracy) else None
+    if not isinstance(accuracy, (int, float)) or isinstance(accuracy, bool) or not math.isfinite(accuracy):
+        return None
+    return float(accuracy)
 
 
 def epoch_in(content: Mapping[Any, Any], path: Path, *, first: int) -> int:

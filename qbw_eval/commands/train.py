@@ -94,9 +94,7 @@ def _train_seed(seed: SeedExperiment, options: TrainOptions) -> None:
     print(f"Next: make eval CKPT={folder / 'models'}", file=sys.stderr)
 
 
-def _with_data(
-    experiment: Experiment, options: TrainOptions, folder: Path
-) -> tuple[Experiment, tuple[Split, Split]]:
+def _with_data(experiment: Experiment, options: TrainOptions, folder: Path) -> tuple[Experiment, tuple[Split, Split]]:
     """Return the complete experiment, and the splits for training and validation; fits are kept in `folder`."""
     data = experiment.data.below(options.data_root)
     splits = load_split(data, "train", beside=folder), load_split(data, "validation", beside=folder)

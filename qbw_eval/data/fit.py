@@ -85,7 +85,11 @@ def _check_sensors(model: MultimodalModel, split: Split, network: str) -> None:
     Raises:
         DataError: it has not; lists both sides.
     """
-    wanted = {f"{location}.{modality}": channels for location, of in model.in_channels.items() for modality, channels in of.items()}
+    wanted = {
+        f"{location}.{modality}": channels
+        for location, of in model.in_channels.items()
+        for modality, channels in of.items()
+    }
     found = {place: tuple(tensor.shape[1:]) for place, tensor in places(split.inputs)}
     wrong = [
         f"{place} (channels, segments, bins) with {channels} channels"

@@ -137,7 +137,7 @@ MODEL_KINDS: Final[Mapping[str, type[Settings]]] = {"network": ModelSettings, "f
 
 
 def kind_of_model(value: object) -> str:
-    """Return which of `MODEL_KINDS` a section is, right or wrong as it may be; or "multimodal", which no file can say."""
+    """Return which of `MODEL_KINDS` a section is, right or wrong as it may be; no file can say "multimodal"."""
     if isinstance(value, MultimodalModel):
         return "multimodal"
     keys = value if isinstance(value, Mapping) else ()
