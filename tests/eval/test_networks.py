@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbw_eval.checkpoints.safe_load import CheckpointError
-from qbw_eval.evaluate import _network_facts
 from qbw_eval.experiment import Experiment, experiment_from_mapping
 from qbw_eval.networks.build import build_network, load_network, quantizers_of
+from qbw_eval.networks.facts import network_facts
 from qbw_eval.networks.resnet import SHAPES, ResNet
 from qbw_eval.quantization import numerics
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, set_bitwidths
@@ -239,7 +239,8 @@ def test_the_experiments_settings_reach_the_network() -> None:
 
 def test_weight_normalization_reaches_the_network_and_its_identity_and_changes_no_other() -> None:
     def facts(method: Mapping[str, object]) -> dict[str, object]:
-        return _network_facts(experiment(method=method))
+        settings = experiment(method=method)
+        return network_facts(settings, build_network(settings))
 
     assert quantizers_of(experiment(method={"sat_weight_normalization": True})).weight_normalization
     plain = facts({})
