@@ -30,9 +30,10 @@ def train_command(options: TrainOptions) -> None:
     experiment = load_experiment(options.config, quantization_method=options.quantization_method)
     device = choose_device(options.device)
     allow_tf32(False)
-    splits = load_split(experiment.data, "train"), load_split(experiment.data, "validation")
+    home = options.out / experiment.experiment
+    splits = load_split(experiment.data, "train", beside=home), load_split(experiment.data, "validation", beside=home)
     experiment = with_data_shape(experiment, splits[0])
-    folder = options.out / experiment.experiment / "checkpoints"
+    folder = home / "checkpoints"
     earlier = _earlier_checkpoints(folder, overwrite=options.overwrite)
     epochs = experiment.training.epochs
     batches = epochs * -(-len(splits[0]) // experiment.training.batch_size)
