@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, sentence
 from qbw_eval.plain_values import plain_values
-from qbw_eval.settings.data import DataSettings
+from qbw_eval.settings.data import DataSettings, NormalizationSettings
 from qbw_eval.settings.kinds import MAX_NAME_BYTES, Name, Settings
 from qbw_eval.settings.model import MODEL_KINDS, AnyModel, FactoryModel, kind_of_model
 from qbw_eval.settings.quantization import LEFT_TO_THE_LAYERS, MethodSettings, QuantizationSettings, RandomBitwidths
@@ -204,11 +204,15 @@ def _in_document(
     return _with_absolute_files(settings, path)
 
 
-def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experiment:
+def experiment_from_mapping(config: Mapping[str, object], where: str, data: DataSettings | None = None) -> Experiment:
     """Return the experiment in `config`, as `Experiment.as_mapping` wrote it or a file could hold it.
 
-    `where` names the place in errors. `config` comes from a checkpoint, so from a stranger: it may hold anything. A
-    factory, which would be code to run, is refused.
+    `config` comes from a checkpoint, so from a stranger: it may hold anything. What would run code is refused.
+
+    Args:
+        config: the settings.
+        where: names the place in errors.
+        data: what the user says in place of its data, which then do not matter.
 
     Raises:
         ExperimentError: there are mistakes; the message has a line for each.
@@ -219,11 +223,19 @@ def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experim
     if mapping is not None and kind_of_model(mapping.get("model")) == "factory":
         mistakes = [Mistake(path=("model", "factory"), what=_NO_CODE)]
     elif mapping is not None:
-        experiment, mistakes = _checked(mapping, Experiment)
+        experiment, mistakes = _checked(mapping if data is None else {**mapping, "data": data}, Experiment)
     mistakes = unreadable + mistakes
+    if experiment is not None and data is None and experiment.data.source == "factory":
+        mistakes.append(Mistake(path=("data", "source"), what=_NO_FACTORY))
     if experiment is None or mistakes:
         raise ExperimentError(all_sentences(sentence(where, mistake.path, mistake.what) for mistake in mistakes))
     return experiment
+
+
+_NO_FACTORY: Final = (
+    "'factory' runs a function of somebody's own, which no checkpoint may ask for; "
+    "if you trust it, name the data in a file of yours, with --config"
+)
 
 
 def experiment_json_schema() -> dict[str, Any]:
@@ -404,6 +416,8 @@ def _known_keys(path: KeyPath) -> list[str]:
             return [*MODEL_KINDS[kind].model_fields, *others[kind]]
         case ("data",):
             return list(DataSettings.model_fields)
+        case ("data", _):
+            return list(NormalizationSettings.model_fields)
         case ("training",):
             return list(TrainingSettings.model_fields)
         case _:
@@ -434,7 +448,7 @@ def _blame_the_option(mistake: Mistake) -> Mistake:
 
 def _with_absolute_files(settings: _Kind, path: Path) -> _Kind:
     data = settings.data
-    files = {key: getattr(data, key) for key in ("train", "validation", "test")}
+    files = {key: getattr(data, key) for key in ("train", "validation", "test", "root")}
     # Not resolved: a link (git-annex, DVC) may lead to a file without the ending that says what it holds.
     folder = path.parent.absolute()
     absolute = {key: folder / file for key, file in files.items() if file is not None}

@@ -130,7 +130,7 @@ def native_checkpoint(loaded: LoadedFile, path: Path, instead: Experiment | With
     if isinstance(instead, Experiment):
         experiment = _completed(instead, config, path)
     elif isinstance(config, Mapping):
-        experiment = experiment_from_mapping(config, f"{path}: config")
+        experiment = experiment_from_mapping(config, f"{path}: config", None if instead is None else instead.data)
         if instead is not None:
             experiment = instead.with_network_of(experiment)
     else:

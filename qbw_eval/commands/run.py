@@ -143,7 +143,7 @@ def _evaluations(
                 continue
             data = checkpoint.experiment.data.below(options.data_root)
             if data not in splits:
-                splits[data] = load_split(data, options.split, limit=options.limit)
+                splits[data] = load_split(data, options.split, limit=options.limit, beside=options.records.parent)
             # A file given with --config may leave to the data what a checkpoint's own configuration says.
             complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
             evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))

@@ -1,4 +1,4 @@
-"""Where samples come from: scikit-learn's handwritten digits, a tensor file, or a folder of images per class.
+"""Where samples come from: scikit-learn's handwritten digits, a tensor file, a folder of images, an index of samples.
 
 A split is preprocessed here, whole and in file order, and fingerprinted after that: two evaluations on differently
 preprocessed inputs can never be taken for the same thing.
@@ -18,7 +18,8 @@ from qbw_eval.checkpoints.safe_load import load_torch_file
 from qbw_eval.checkpoints.safetensors_file import load_safetensors
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.image_folder import read_image_folder
-from qbw_eval.data.labels import MOST_CLASSES, class_numbers
+from qbw_eval.data.labels import checked_labels
+from qbw_eval.data.sample_index import read_sample_index
 from qbw_eval.data.split import Split, SplitName
 from qbw_eval.settings.data import TENSOR_FILES, DataSettings
 from schemas.errors import UsageError
@@ -29,15 +30,19 @@ _DIGITS_SPLITS = {"train": (0, 1000), "validation": (1000, 1797)}
 _INPUT_NAMES, _LABEL_NAMES = ("inputs", "x", "images", "data"), ("labels", "y", "targets", "target")
 
 
-def load_split(settings: DataSettings, name: SplitName, *, limit: int | None = None) -> Split:
+def load_split(
+    settings: DataSettings, name: SplitName, *, limit: int | None = None, beside: Path | None = None
+) -> Split:
     """Return a preprocessed split.
 
     Args:
         settings: the source, and where it is.
         name: which split.
         limit: how many of the first samples will be used (None: all); where each costs time, no more are read.
+        beside: the folder in which what was fitted on the training samples is kept for later; None to keep nothing.
 
     Raises:
+        CheckpointError: a file cannot be read safely.
         DataError: the source does not have it, or what it has is not inputs and labels.
         UsageError: the split was never named in the experiment file.
     """
@@ -51,6 +56,9 @@ def load_split(settings: DataSettings, name: SplitName, *, limit: int | None = N
     if settings.source == "image_folder":
         inputs, labels, classes = read_image_folder(settings, name, paths, limit)
         return Split(dataset=paths[name].name, name=name, inputs=inputs, labels=labels, classes=classes)
+    if settings.source == "sample_index":
+        values, labels = read_sample_index(settings, name, paths, limit, beside)
+        return Split(dataset=paths[name].stem, name=name, inputs=values, labels=labels)
     return _tensor_file(paths[name], name)
 
 
@@ -95,7 +103,12 @@ def _tensor_file(path: Path, name: SplitName) -> Split:
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: expected a dict with 'inputs' and 'labels', found {type(content).__name__}")
     inputs, labels = (_named(content, names, path) for names in (_INPUT_NAMES, _LABEL_NAMES))
-    return Split(dataset=path.stem, name=name, inputs=_as_inputs(inputs, path), labels=_as_labels(labels, inputs, path))
+    return Split(
+        dataset=path.stem,
+        name=name,
+        inputs=_as_inputs(inputs, path),
+        labels=checked_labels(labels, len(inputs), str(path)),
+    )
 
 
 def _named(content: Mapping[object, object], names: tuple[str, ...], path: Path) -> Tensor:
@@ -122,24 +135,6 @@ def _as_inputs(inputs: Tensor, path: Path) -> Tensor:
             f"{path}: {int((~inputs.isfinite()).sum())} input values are NaN or infinite; remove those samples"
         )
     return inputs
-
-
-def _as_labels(labels: Tensor, inputs: Tensor, path: Path) -> Tensor:
-    one_hot = labels.ndim == 2 and len(labels) == len(inputs)
-    numbers = class_numbers(labels, str(path)) if one_hot else labels
-    if numbers.shape != inputs.shape[:1] or numbers.is_floating_point() or numbers.is_complex():
-        raise DataError(
-            f"{path}: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-            f"expected one whole number, or one one-hot row, for each of the {len(inputs)} inputs"
-        )
-    labels = numbers.long().contiguous()
-    if int(labels.max()) >= MOST_CLASSES:
-        raise DataError(
-            f"{path}: the largest label is {int(labels.max())}; expected fewer than {MOST_CLASSES:,} classes"
-        )
-    if int(labels.min()) < 0:
-        raise DataError(f"{path}: the smallest label is {int(labels.min())}; classes count from 0")
-    return labels
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

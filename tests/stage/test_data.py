@@ -228,7 +228,7 @@ def test_a_split_that_the_experiment_does_not_name_says_so(tmp_path: Path) -> No
 
 
 def test_the_examples_in_docstrings_run() -> None:
-    assert doctest.testmod(labels) == (0, 2)
+    assert doctest.testmod(labels) == (0, 3)
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "i1", "i2", "i4", "i8", "u8", "f2", "f4", "f8"])
