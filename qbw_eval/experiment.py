@@ -201,7 +201,7 @@ def _in_document(
         if options:
             mistakes = [_blame_the_option(mistake) for mistake in mistakes]
         raise ExperimentError(all_sentences(located(str(path), document, mistakes)))
-    return _with_absolute_files(settings, path)
+    return with_absolute_files(settings, path)
 
 
 def experiment_from_mapping(config: Mapping[str, object], where: str, data: DataSettings | None = None) -> Experiment:
@@ -446,7 +446,12 @@ def _blame_the_option(mistake: Mistake) -> Mistake:
     return replace(mistake, path=("--quantization-method",)) if mistake.path == ("quantization_method",) else mistake
 
 
-def _with_absolute_files(settings: _Kind, path: Path) -> _Kind:
+def with_absolute_files(settings: _Kind, path: Path) -> _Kind:
+    """Return the settings in the file at `path` with the files that they name looked for beside it.
+
+    Raises:
+        ExperimentError: no checkpoint could say where that is.
+    """
     data = settings.data
     files = {key: getattr(data, key) for key in ("train", "validation", "test", "root")}
     # Not resolved: a link (git-annex, DVC) may lead to a file without the ending that says what it holds.
