@@ -11,7 +11,6 @@ from random_networks import configurations_of, naive_logits, randomize
 from seed_reference import BLOCKS, CONVOLUTIONS, seed_logits
 from torch import Tensor, nn
 
-from qbw_eval.data.batches import for_each_tensor
 from qbw_eval.engine import choose
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.incremental import IncrementalEngine
@@ -20,6 +19,7 @@ from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.passes import PLAIN as PLAIN_PASSES
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.tally import predictions_of
+from qbw_eval.nested import for_each_tensor
 from qbw_eval.networks.multimodal_resnet import VARIANTS, MultimodalResNet
 from qbw_eval.quantization.bitwidths import quantized_layers, set_bitwidths, trace_layers, trace_order
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers
