@@ -98,7 +98,7 @@ data:
   mean: [0.485, 0.456, 0.406]
   std: [0.229, 0.224, 1]
 quantization:
-  mine: {bitwidth_options: [8, 2, 4]}
+  mine: {bitwidth_options: [8, 2, 4], sat_weight_normalization: true}
 """
 
 SAMPLES = """\
@@ -1615,6 +1615,7 @@ def test_the_schema_accepts_a_file_that_uses_every_key() -> None:
         other = yaml.safe_load(text)
         assert fits(other, schema, schema)
         document["data"] |= other["data"]
+        document["quantization"]["first"] |= other["quantization"]["mine"]
     assert set(document) == set(schema["properties"])
     for section, part in {"model": "Model", "data": "Data", "training": "Training"}.items():
         assert set(document[section]) == set(schema["$defs"][f"{part}Settings"]["properties"])
