@@ -1,4 +1,4 @@
-"""Where samples come from: scikit-learn's handwritten digits, a tensor file, a folder of images, an index of samples.
+"""Where samples come from: digits, a tensor file, a folder of images, an index of samples, or a user's own function.
 
 A split is preprocessed here, whole and in file order, and fingerprinted after that: two evaluations on differently
 preprocessed inputs can never be taken for the same thing.
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qbw_eval.data.errors import DataError
+from qbw_eval.data.factory import read_factory
 from qbw_eval.data.image_folder import read_image_folder
 from qbw_eval.data.sample_index import read_sample_index
 from qbw_eval.data.split import Split, SplitName
@@ -35,10 +36,13 @@ def load_split(
     Raises:
         CheckpointError: a file cannot be read safely.
         DataError: the source does not have it, or what it has is not inputs and labels.
-        UsageError: the split was never named in the experiment file.
+        UsageError: the split was never named in the experiment file, or the user's own function fails.
     """
     if settings.source == "digits":
         return _digits(name)
+    if settings.source == "factory":
+        inputs, labels = read_factory(settings, name, limit)
+        return Split(dataset=str(settings.factory), name=name, inputs=inputs, labels=labels)
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
     paths = {split: Path(path) for split, path in named.items() if path is not None}
     if name not in paths:
