@@ -452,14 +452,10 @@ def with_absolute_files(settings: _Kind, path: Path) -> _Kind:
     Raises:
         ExperimentError: no checkpoint could say where that is.
     """
-    data = settings.data
-    files = {key: getattr(data, key) for key in ("train", "validation", "test", "root")}
-    # Not resolved: a link (git-annex, DVC) may lead to a file without the ending that says what it holds.
     folder = path.parent.absolute()
-    absolute = {key: folder / file for key, file in files.items() if file is not None}
-    if absolute and not is_encodable(str(folder)):
+    if settings.data.paths and not is_encodable(str(folder)):
         raise ExperimentError(f"{path}: its folder's name is not UTF-8, so no checkpoint could say where the data is")
-    update: dict[str, object] = {"data": data.model_copy(update=absolute)}
+    update: dict[str, object] = {"data": settings.data.in_folder(folder)}
     if isinstance(settings, Experiment) and isinstance(settings.model, FactoryModel):
         update["model"] = settings.model.in_folder(folder)
     return settings.model_copy(update=update)
