@@ -245,6 +245,7 @@ def experiment_json_schema() -> dict[str, Any]:
     """
     schema = Experiment.model_json_schema()
     definitions, keys = schema["$defs"], schema["properties"]
+    del definitions["MultimodalModel"]  # which only the seed's own files can say
     names = definitions["ModelSettings"]["properties"]["name"]
     kinds = [{"$ref": f"#/$defs/{kind.__name__}"} for kind in MODEL_KINDS.values()]
     keys["model"] = {"anyOf": [names, *kinds], "description": keys["model"]["description"]}

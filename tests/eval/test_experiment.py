@@ -1493,7 +1493,7 @@ def test_what_is_wrong_with_such_a_file_is_told_with_its_place(text: str, senten
 
 # --- a network of the user's own ------------------------------------------------------------------------------------
 
-FACTORY = """\
+MINE = """\
 model:
   factory: mine.nets:make
   arguments: {width: 8, shape: [1, 2], deep: {a: null, b: 1.5}}
@@ -1505,7 +1505,7 @@ data: {source: digits}
 
 
 def test_every_key_of_a_factory_arrives_where_it_belongs(tmp_path: Path) -> None:
-    found = load(FACTORY)
+    found = load(MINE)
     model = found.model
     assert isinstance(model, FactoryModel)
     assert (model.factory, model.set_bitwidth) == ("mine.nets:make", "mine.nets:set_bits")
@@ -1616,7 +1616,7 @@ def test_a_mapping_which_a_checkpoint_may_hold_cannot_name_a_factory() -> None:
     ],
 )
 def test_mistakes_in_the_settings_of_factories(changes: dict[str, str], expected: list[str]) -> None:
-    text = FACTORY
+    text = MINE
     for before, after in changes.items():
         assert before in text
         text = text.replace(before, after, 1)
@@ -1636,7 +1636,7 @@ def test_mistakes_in_the_settings_of_factories(changes: dict[str, str], expected
     ],
 )
 def test_the_schema_knows_factories(changes: dict[str, str], accepted: bool) -> None:
-    text = FACTORY
+    text = MINE
     for before, after in changes.items():
         text = text.replace(before, after, 1)
     assert fits(yaml.safe_load(text), experiment_json_schema(), experiment_json_schema()) == accepted
