@@ -11,6 +11,7 @@ MAX_SEED = 2**63 - 1
 """A record's seed is an int64."""
 
 _CONFIG_HELP = "Experiment file to use instead of the checkpoint's own; or what it lacks, such as data."
+_DATA_ROOT_HELP = "Folder that stands in for the beginning of paths in a sample index that are not here."
 _DEVICE_HELP = "auto (the first GPU, else the CPU), cpu, cuda or cuda:INDEX"
 
 
@@ -83,6 +84,7 @@ def cli(context: click.Context) -> None:
     help="What computes the rows; auto picks the fastest that is right, and says why.",
 )
 @click.option("--memory", type=_Size(), help="For data, weights and activations, such as 4GiB.  [default: 1/4 of free]")
+@click.option("--data-root", type=click.Path(path_type=Path), help=_DATA_ROOT_HELP)
 @click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
 @click.option("--resume/--no-resume", default=True, help="Skip what is in the records; or evaluate all of it again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and stop.")
@@ -99,12 +101,18 @@ def run(**options: object) -> None:
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Parent folder.")
+@click.option("--model", help="For the seed's files: instead of the file's model, such as ResNet.")
+@click.option("--model-variant", help="For the seed's files: instead of the file's, such as resnet18.")
 @click.option("--quantization-method", help="Which of the file's methods, where it has several.")
+@click.option("--data-root", type=click.Path(path_type=Path), help=_DATA_ROOT_HELP)
 @click.option("--device", default="auto", show_default=True, help=f"Where to train: {_DEVICE_HELP}.")
 @click.option("--overwrite", is_flag=True, help="Replace the checkpoints of an earlier training of this name.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 def train(**options: object) -> None:
-    """Train the network of an experiment file; writes OUT/<experiment>/checkpoints/epoch_NNN.pt."""
+    """Train the network of an experiment file; writes OUT/<experiment>/checkpoints/epoch_NNN.pt.
+
+    From one of the seed's files it writes that code's layout, OUT/<time>_<model>_<variant>/models/last_epoch.pth.
+    """
     from qbw_eval.commands.train import TrainOptions, train_command
 
     train_command(TrainOptions(**options))  # type: ignore[arg-type]  # click has checked the types

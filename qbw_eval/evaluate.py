@@ -152,6 +152,11 @@ def _too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError
     )
 
 
+def _claims(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return what the checkpoint says of itself, to be compared with ours."""
+    return {} if checkpoint.val_acc is None else {"val_acc": checkpoint.val_acc}
+
+
 def options_of(checkpoint: Checkpoint, asked: Sequence[int] | None) -> tuple[int, ...]:
     """Return the bitwidths to draw from, ascending: those asked for, or those the network was trained at.
 
@@ -187,6 +192,7 @@ def evaluate(
         tell: told a sentence where batches become smaller.
 
     Raises:
+        DataError: the data have changed on the disk meanwhile.
         QBWError: there is not memory enough for one sample.
     """
     plan, provenance = evaluation.plan, _provenance(evaluation)
@@ -212,6 +218,7 @@ def evaluate(
                 tell(f"out of memory on {evaluation.settings.device}: going on with batches of {_samples(batch_size)}")
                 data = None
                 counted.take_back()
+        evaluation.split.check_unchanged()
         yield record_table(
             plan,
             provenance,
@@ -332,5 +339,5 @@ def _provenance(evaluation: Evaluation) -> Provenance:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         qbw_version=version("qbw"),
         torch_version=torch.__version__,
-        extras_json=json.dumps(choices_of_ours(checkpoint.experiment)),
+        extras_json=json.dumps(choices_of_ours(checkpoint.experiment) | _claims(checkpoint)),
     )

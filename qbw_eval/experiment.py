@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, sentence
 from qbw_eval.plain_values import plain_values
-from qbw_eval.settings.data import DataSettings
+from qbw_eval.settings.data import DataSettings, NormalizationSettings
 from qbw_eval.settings.kinds import MAX_NAME_BYTES, Name, Settings
 from qbw_eval.settings.model import MODEL_KINDS, AnyModel, FactoryModel, kind_of_model
 from qbw_eval.settings.quantization import LEFT_TO_THE_LAYERS, MethodSettings, QuantizationSettings, RandomBitwidths
@@ -171,7 +171,7 @@ def load_experiment(path: Path, *, quantization_method: str | None = None) -> Ex
     Raises:
         ExperimentError: the file cannot be read or has mistakes; the message has a line for each.
     """
-    document = read_yaml(_bytes_of(path))
+    document = read_document(path)
     if quantization_method is None:
         return _in_document(document, path, Experiment)
     return _in_document(document, path, Experiment, {"quantization_method": quantization_method})
@@ -183,7 +183,7 @@ def load_evaluation_file(path: Path) -> Experiment | WithoutNetwork:
     Raises:
         ExperimentError: the file cannot be read or has mistakes; the message has a line for each.
     """
-    document = read_yaml(_bytes_of(path))
+    document = read_document(path)
     if isinstance(document.value, dict) and not _OF_NETWORKS & set(document.value):
         return _in_document(document, path, WithoutNetwork)
     return _in_document(document, path, Experiment)
@@ -200,15 +200,19 @@ def _in_document(
     if settings is None or document.problems:
         if options:
             mistakes = [_blame_the_option(mistake) for mistake in mistakes]
-        raise ExperimentError(all_sentences(_located(str(path), document, mistakes)))
-    return _with_absolute_files(settings, path)
+        raise ExperimentError(all_sentences(located(str(path), document, mistakes)))
+    return with_absolute_files(settings, path)
 
 
-def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experiment:
+def experiment_from_mapping(config: Mapping[str, object], where: str, data: DataSettings | None = None) -> Experiment:
     """Return the experiment in `config`, as `Experiment.as_mapping` wrote it or a file could hold it.
 
-    `where` names the place in errors. `config` comes from a checkpoint, so from a stranger: it may hold anything. A
-    factory, which would be code to run, is refused.
+    `config` comes from a checkpoint, so from a stranger: it may hold anything. What would run code is refused.
+
+    Args:
+        config: the settings.
+        where: names the place in errors.
+        data: what the user says in place of its data, which then do not matter.
 
     Raises:
         ExperimentError: there are mistakes; the message has a line for each.
@@ -219,11 +223,19 @@ def experiment_from_mapping(config: Mapping[str, object], where: str) -> Experim
     if mapping is not None and kind_of_model(mapping.get("model")) == "factory":
         mistakes = [Mistake(path=("model", "factory"), what=_NO_CODE)]
     elif mapping is not None:
-        experiment, mistakes = _checked(mapping, Experiment)
+        experiment, mistakes = _checked(mapping if data is None else {**mapping, "data": data}, Experiment)
     mistakes = unreadable + mistakes
+    if experiment is not None and data is None and experiment.data.source == "factory":
+        mistakes.append(Mistake(path=("data", "source"), what=_NO_FACTORY))
     if experiment is None or mistakes:
         raise ExperimentError(all_sentences(sentence(where, mistake.path, mistake.what) for mistake in mistakes))
     return experiment
+
+
+_NO_FACTORY: Final = (
+    "'factory' runs a function of somebody's own, which no checkpoint may ask for; "
+    "if you trust it, name the data in a file of yours, with --config"
+)
 
 
 def experiment_json_schema() -> dict[str, Any]:
@@ -233,6 +245,7 @@ def experiment_json_schema() -> dict[str, Any]:
     """
     schema = Experiment.model_json_schema()
     definitions, keys = schema["$defs"], schema["properties"]
+    del definitions["MultimodalModel"]  # which only the seed's own files can say
     names = definitions["ModelSettings"]["properties"]["name"]
     kinds = [{"$ref": f"#/$defs/{kind.__name__}"} for kind in MODEL_KINDS.values()]
     keys["model"] = {"anyOf": [names, *kinds], "description": keys["model"]["description"]}
@@ -261,6 +274,15 @@ def experiment_json_schema() -> dict[str, Any]:
         "description": "accepted here too, if it is not at top level",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "QBW experiment file"}
+
+
+def read_document(path: Path) -> Document:
+    """Return the YAML file at `path`, read but not checked.
+
+    Raises:
+        ExperimentError: it cannot be read.
+    """
+    return read_yaml(_bytes_of(path))
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -395,18 +417,20 @@ def _known_keys(path: KeyPath) -> list[str]:
             return [*MODEL_KINDS[kind].model_fields, *others[kind]]
         case ("data",):
             return list(DataSettings.model_fields)
+        case ("data", _):
+            return list(NormalizationSettings.model_fields)
         case ("training",):
             return list(TrainingSettings.model_fields)
         case _:
             return list(Experiment.model_fields)
 
 
-def _located(where: str, document: Document, mistakes: list[Mistake]) -> list[str]:
+def located(where: str, document: Document, mistakes: list[Mistake]) -> list[str]:
     """Return a sentence per problem and mistake, in the order of the file."""
-    located = [(problem.position, problem.path, problem.what) for problem in document.problems]
-    located += [(_position_of(mistake, document), mistake.path, mistake.what) for mistake in mistakes]
-    located.sort(key=lambda entry: entry[0])
-    return [sentence(f"{where}:{line}:{column}", path, what) for (line, column), path, what in located]
+    lines = [(problem.position, problem.path, problem.what) for problem in document.problems]
+    lines += [(_position_of(mistake, document), mistake.path, mistake.what) for mistake in mistakes]
+    lines.sort(key=lambda entry: entry[0])
+    return [sentence(f"{where}:{line}:{column}", path, what) for (line, column), path, what in lines]
 
 
 def _position_of(mistake: Mistake, document: Document) -> Position:
@@ -423,15 +447,16 @@ def _blame_the_option(mistake: Mistake) -> Mistake:
     return replace(mistake, path=("--quantization-method",)) if mistake.path == ("quantization_method",) else mistake
 
 
-def _with_absolute_files(settings: _Kind, path: Path) -> _Kind:
-    data = settings.data
-    files = {key: getattr(data, key) for key in ("train", "validation", "test")}
-    # Not resolved: a link (git-annex, DVC) may lead to a file without the ending that says what it holds.
+def with_absolute_files(settings: _Kind, path: Path) -> _Kind:
+    """Return the settings in the file at `path` with the files that they name looked for beside it.
+
+    Raises:
+        ExperimentError: no checkpoint could say where that is.
+    """
     folder = path.parent.absolute()
-    absolute = {key: folder / file for key, file in files.items() if file is not None}
-    if absolute and not is_encodable(str(folder)):
+    if settings.data.paths and not is_encodable(str(folder)):
         raise ExperimentError(f"{path}: its folder's name is not UTF-8, so no checkpoint could say where the data is")
-    update: dict[str, object] = {"data": data.model_copy(update=absolute)}
+    update: dict[str, object] = {"data": settings.data.in_folder(folder)}
     if isinstance(settings, Experiment) and isinstance(settings.model, FactoryModel):
         update["model"] = settings.model.in_folder(folder)
     return settings.model_copy(update=update)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qbw_eval.checkpoints.native import write_checkpoint
+from qbw_eval.checkpoints.native import Trained, write_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.fit import check_data_fit
@@ -26,8 +26,8 @@ from qbw_eval.experiment import Experiment
 from qbw_eval.nested import samples, to_device
 from qbw_eval.networks.build import build_network
 from qbw_eval.quantization.bitwidths import quantized_layers, restored, set_bitwidths
-from qbw_eval.quantization.layers import SMALLEST_SCALE, QuantizedLayer
-from qbw_eval.quantization.numerics import FULL_PRECISION
+from qbw_eval.quantization.layers import QuantizedLayer
+from qbw_eval.quantization.numerics import FULL_PRECISION, SMALLEST_SCALE
 from qbw_eval.validation import validate_random_bitwidths
 from schemas.errors import QBWError
 
@@ -58,7 +58,7 @@ def train(
     experiment: Experiment,
     train_split: Split,
     validation_split: Split,
-    folder: Path,
+    write: Callable[[Trained], Path],
     *,
     device: torch.device,
     log: Callable[[str], object],
@@ -72,7 +72,7 @@ def train(
         experiment: complete settings (see `with_data_shape`).
         train_split: what is learned from.
         validation_split: what every epoch is scored on.
-        folder: where `epoch_NNN.pt` go, NNN = epoch + 1; must exist.
+        write: keeps what an epoch has brought, and says in which file; `epoch_files` for our own layout.
         device: where to train.
         log: called with the lines of each validation.
         advance: told of every finished batch.
@@ -114,17 +114,19 @@ def train(
                 f"epoch {epoch + 1}: the training loss is {train_loss}; lower training.learning_rate and train again"
             )
         val_acc, val_loss = _validate(model, experiment, validation_split, device, log)
-        path = folder / f"epoch_{epoch + 1:03d}.pt"
-        write_checkpoint(
-            path,
-            epoch=epoch,
-            model=model,
-            optimizer=optimizer,
-            val_acc=val_acc,
-            val_loss=val_loss,
-            experiment=experiment,
-        )
+        path = write(Trained(epoch=epoch, model=model, optimizer=optimizer, val_acc=val_acc, val_loss=val_loss))
         yield EpochResult(epoch=epoch, checkpoint=path, train_loss=train_loss, val_acc=val_acc, val_loss=val_loss)
+
+
+def epoch_files(folder: Path, experiment: Experiment) -> Callable[[Trained], Path]:
+    """Return what writes `epoch_NNN.pt` into a folder that exists, NNN = epoch + 1."""
+
+    def write(trained: Trained) -> Path:
+        path = folder / f"epoch_{trained.epoch + 1:03d}.pt"
+        write_checkpoint(path, trained, experiment)
+        return path
+
+    return write
 
 
 def _accumulate_gradients(
@@ -169,7 +171,7 @@ def _validate(
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay weights and PACT's clipping values (its paper, section 3), not norms, biases or LSQ's steps."""
+    """Decay weights and PACT's clipping values (its paper, section 3), not norms, biases, steps or zero points."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -178,7 +180,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
 
 
 def _keep_scales_positive(model: nn.Module) -> None:
-    """Stop LSQ's steps and PACT's clipping values short of zero, where they would divide by nothing."""
+    """Stop steps and clipping values short of zero, where they would divide by nothing; zero points may be negative."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith((".step_size", ".alpha")):
@@ -186,18 +188,18 @@ def _keep_scales_positive(model: nn.Module) -> None:
 
 
 def initialize_activation_steps(model: nn.Module, inputs: Any) -> None:
-    """Set LSQ's activation steps from what each layer receives in one full-precision pass (LSQ, section 2.1).
+    """Set LSQ's and LSQ+'s activation steps from what each layer receives in one full-precision pass.
 
     Explicit and once, before training: a step that a checkpoint holds is never overwritten by the first batch it meets.
     """
     layers = [layer for layer in quantized_layers(model).values() if isinstance(layer, QuantizedLayer)]
-    layers = [layer for layer in layers if layer.quantizers.activation == "lsq"]
+    layers = [layer for layer in layers if layer.quantizers.activation in ("lsq", "lsqplus")]
     if not layers:
         return
 
     def note(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, QuantizedLayer)
-        layer.initialize_steps(layer.quantize_a, arguments[0].abs().mean(), signed=False)
+        layer.initialize_activation_steps(arguments[0])
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:

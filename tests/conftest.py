@@ -8,7 +8,7 @@ import torch
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.experiment import Experiment, load_experiment
-from qbw_eval.training import EpochResult, train
+from qbw_eval.training import EpochResult, epoch_files, train
 
 # The tests' tensors are tiny: on a busy machine a second thread is mostly waited for (a training took 400 s for 24).
 torch.set_num_threads(1)
@@ -35,7 +35,15 @@ def demo_training(
     folder.mkdir()
     splits = load_split(demo_experiment.data, "train"), load_split(demo_experiment.data, "validation")
     lines: list[str] = []
-    results = list(train(demo_experiment, *splits, folder, device=torch.device("cpu"), log=lines.append))
+    results = list(
+        train(
+            demo_experiment,
+            *splits,
+            epoch_files(folder, demo_experiment),
+            device=torch.device("cpu"),
+            log=lines.append,
+        )
+    )
     return results, lines
 
 

@@ -34,12 +34,13 @@ def test_the_tree_lists_no_module_that_is_gone():
 
 
 def test_the_experiment_file_shown_is_a_valid_one():
-    whole, images = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    whole, images, samples = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     values = yaml.safe_load(whole)
     values["training"]["learning_rate"] = float(values["training"]["learning_rate"])  # PyYAML takes 3e-3 for a string
     experiment = experiment_from_mapping(values, "README.md")
     assert experiment.layer_options == (2, 4, 8)
     assert experiment_from_mapping(values | yaml.safe_load(images), "README.md").data.source == "image_folder"
+    assert experiment_from_mapping(values | yaml.safe_load(samples), "README.md").data.source == "sample_index"
 
 
 def test_every_picture_shown_is_there():

@@ -8,7 +8,10 @@ config                the experiment (`Experiment.as_mapping`), so that no YAML 
 quantization_method   the method's name in `config`
 """
 
+import hashlib
 import io
+import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,28 +48,51 @@ class Checkpoint:
     val_acc: float | None
     remarks: tuple[str, ...] = ()
 
+    def same_network(self) -> str:
+        """Return a fingerprint of the weights, the epoch and what they mean: equal ones give equal rows."""
+        hasher = hashlib.blake2b(digest_size=16)
+        meaning = self.experiment.model_dump(mode="json", include={"experiment", "model", "quantization", "data"})
+        hasher.update(json.dumps([self.epoch, meaning], sort_keys=True).encode())
+        for name, tensor in sorted(self.state.items()):
+            hasher.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            hasher.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        return hasher.hexdigest()
 
-def write_checkpoint(
-    path: Path,
-    *,
-    epoch: int,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    val_acc: float,
-    val_loss: float,
-    experiment: Experiment,
-) -> None:
-    """Write a checkpoint whole or not at all: encode in memory, write beside, sync, rename."""
-    buffer = io.BytesIO()
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training has at the end of an epoch.
+
+    Attributes:
+        epoch: 0-based.
+        model, optimizer: as they are then.
+        val_acc, val_loss: means over the validated configurations; loss in nats.
+    """
+
+    epoch: int
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    val_acc: float
+    val_loss: float
+
+
+def write_checkpoint(path: Path, trained: Trained, experiment: Experiment) -> None:
+    """Write a checkpoint that describes itself, whole or not at all."""
     content = {
-        "epoch": epoch,
-        "model_state_dict": model.state_dict(),
-        "optimizer_state_dict": optimizer.state_dict(),
-        "val_acc": val_acc,
-        "val_loss": val_loss,
+        "epoch": trained.epoch,
+        "model_state_dict": trained.model.state_dict(),
+        "optimizer_state_dict": trained.optimizer.state_dict(),
+        "val_acc": trained.val_acc,
+        "val_loss": trained.val_loss,
         "config": experiment.as_mapping(),
         "quantization_method": experiment.method_name,
     }
+    save_whole(content, path)
+
+
+def save_whole(content: Mapping[str, object], path: Path) -> None:
+    """Save with torch, whole or not at all: encode in memory, write beside, sync, rename."""
+    buffer = io.BytesIO()
     torch.save(content, buffer)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -105,7 +131,7 @@ def native_checkpoint(loaded: LoadedFile, path: Path, instead: Experiment | With
     if isinstance(instead, Experiment):
         experiment = _completed(instead, config, path)
     elif isinstance(config, Mapping):
-        experiment = experiment_from_mapping(config, f"{path}: config")
+        experiment = experiment_from_mapping(config, f"{path}: config", None if instead is None else instead.data)
         if instead is not None:
             experiment = instead.with_network_of(experiment)
     else:
@@ -113,14 +139,13 @@ def native_checkpoint(loaded: LoadedFile, path: Path, instead: Experiment | With
             f"{path}: has no 'config' that describes the network; name one with --config file.yaml"
             + (" that has the keys model and quantization too" if instead is not None else "")
         )
-    val_acc = content.get("val_acc")
     return Checkpoint(
         path=path,
         sha256=loaded.sha256,
         epoch=epoch,
         experiment=experiment,
         state=state,
-        val_acc=float(val_acc) if isinstance(val_acc, (int, float)) else None,
+        val_acc=accuracy_in(content),
     )
 
 
@@ -135,6 +160,14 @@ def state_in(content: Mapping[Any, Any], key: str, path: Path) -> Mapping[str, T
     if wrong:
         raise CheckpointError(f"{path}: {key}[{wrong[0]!r}] is not a tensor under a name")
     return state
+
+
+def accuracy_in(content: Mapping[Any, Any]) -> float | None:
+    """Return the validation accuracy that training wrote under `val_acc`; None where it is no number."""
+    accuracy = content.get("val_acc")
+    if not isinstance(accuracy, (int, float)) or isinstance(accuracy, bool) or not math.isfinite(accuracy):
+        return None
+    return float(accuracy)
 
 
 def epoch_in(content: Mapping[Any, Any], path: Path, *, first: int) -> int:

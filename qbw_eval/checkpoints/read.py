@@ -10,6 +10,7 @@ from qbw_eval.checkpoints.foreign import foreign_checkpoint
 from qbw_eval.checkpoints.native import Checkpoint, native_checkpoint
 from qbw_eval.checkpoints.safe_load import load_torch_file
 from qbw_eval.checkpoints.safetensors_file import load_safetensors
+from qbw_eval.checkpoints.seed import is_seed, seed_checkpoint
 from qbw_eval.experiment import Experiment, WithoutNetwork
 from qbw_eval.settings.model import FactoryModel
 
@@ -34,4 +35,6 @@ def read_checkpoint(
         return foreign_checkpoint(loaded, path, instead)
     if is_any_precision(loaded.content):
         return any_precision_checkpoint(loaded, path, instead, needs_data=needs_data)
+    if is_seed(loaded.content):
+        return seed_checkpoint(loaded, path, instead)
     return native_checkpoint(loaded, path, instead)

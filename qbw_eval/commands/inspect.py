@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table
 from qbw_eval.configurations import number_of_configurations
 from qbw_eval.cost import Costs, costs_of
-from qbw_eval.data.fit import layers_on
+from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.sources import load_split
 from qbw_eval.evaluate import options_of
 from qbw_eval.experiment import load_evaluation_file
@@ -22,6 +22,7 @@ from qbw_eval.networks.build import load_network, with_layer_options
 from qbw_eval.quantization.bitwidths import offered_bitwidths, quantized_layers, trace_layers_on_meta, weight_of
 from qbw_eval.quantization.protocol import quantizer_words
 from qbw_eval.settings.model import FactoryModel
+from qbw_eval.settings.multimodal import MultimodalModel
 from schemas.columns import by_name
 from schemas.errors import UsageError
 from schemas.records import RECORD_COLUMNS
@@ -65,12 +66,27 @@ def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
 def _table_of(checkpoint: Checkpoint, network: nn.Module) -> LayerTable:
     """Return the quantized layers as an input meets them: a sample of the data, or what the settings say of inputs."""
     experiment, model = checkpoint.experiment, checkpoint.experiment.model
-    if isinstance(model, FactoryModel):
+    if isinstance(model, FactoryModel) or (isinstance(model, MultimodalModel) and model.input_sizes is None):
         split = load_split(experiment.data, "validation", limit=1)
+        check_data_fit(experiment, split, f"the network of {checkpoint.path}")
         return layers_on(experiment, network, split, torch.device("cpu"), f"the network of {checkpoint.path}")
+    if isinstance(model, MultimodalModel):
+        return trace_layers_on_meta(network, _one_of_each_sensor(model))
     if model.input_size is None or model.in_channels is None:
         raise UsageError("model.input_size and model.in_channels: not known; name them in the experiment file")
     return trace_layers_on_meta(network, torch.zeros((1, model.in_channels, *model.input_size), device="meta"))
+
+
+def _one_of_each_sensor(model: MultimodalModel) -> dict[str, dict[str, Tensor]]:
+    """Return a batch of one sample, shapes only."""
+    assert model.input_sizes is not None
+    return {
+        location: {
+            modality: torch.zeros((1, channels, *model.input_sizes[location][modality]), device="meta")
+            for modality, channels in modalities.items()
+        }
+        for location, modalities in model.in_channels.items()
+    }
 
 
 def _inspected(table: LayerTable, network: nn.Module, options: tuple[int, ...]) -> list[InspectedLayer]:
@@ -88,7 +104,9 @@ def _inspected(table: LayerTable, network: nn.Module, options: tuple[int, ...]) 
 
 def _name(checkpoint: Checkpoint) -> str:
     model = checkpoint.experiment.model
-    return model.factory if isinstance(model, FactoryModel) else model.name
+    if isinstance(model, FactoryModel):
+        return model.factory
+    return f"multi-modal {model.name}" if isinstance(model, MultimodalModel) else model.name
 
 
 def _as_json(

@@ -44,6 +44,7 @@ class RunOptions:
     split: SplitName
     engine: str
     memory: int | None
+    data_root: Path | None
     tf32: bool
     resume: bool
     dry_run: bool
@@ -60,6 +61,7 @@ class Outcome:
         configurations: how many were asked for and exist.
         done_before, evaluated_now: how many of them have rows; the rest was not run (dry run).
         mean_accuracy, min_accuracy, max_accuracy: over those evaluated now; None where there are none.
+        val_acc: what training measured itself at the end of the epoch; None where it did not say.
     """
 
     checkpoint: str
@@ -72,6 +74,7 @@ class Outcome:
     mean_accuracy: float | None
     min_accuracy: float | None
     max_accuracy: float | None
+    val_acc: float | None
 
 
 def run_command(options: RunOptions) -> None:
@@ -123,7 +126,7 @@ def _evaluations(
     store: RecordStore,
     failed: list[Path],
 ) -> Iterator[Evaluation]:
-    """Yield each checkpoint, ready to run; files with the same bytes are one checkpoint, equal data are read once.
+    """Yield each checkpoint, ready to run; files with the same weights are one checkpoint, equal data are read once.
 
     Of several checkpoints, one that cannot be evaluated is told, noted in `failed`, and does not stop the others.
     """
@@ -134,13 +137,13 @@ def _evaluations(
             checkpoint = read_checkpoint(path, instead)
             for remark in checkpoint.remarks:
                 _tell(remark)
-            same = first_of.setdefault(checkpoint.sha256, path)
+            same = first_of.setdefault(checkpoint.same_network(), path)
             if same != path:
-                _tell(f"{path}: the same bytes as {same}; evaluated once")
+                _tell(f"{path}: the same weights and epoch as {same}; evaluated once")
                 continue
-            data = checkpoint.experiment.data
+            data = checkpoint.experiment.data.below(options.data_root)
             if data not in splits:
-                splits[data] = load_split(data, options.split, limit=options.limit)
+                splits[data] = load_split(data, options.split, limit=options.limit, beside=options.records.parent)
             # A file given with --config may leave to the data what a checkpoint's own configuration says.
             complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
             evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
@@ -185,7 +188,12 @@ def _run_one(
     """
     checkpoint, plan = evaluation.checkpoint, evaluation.plan
     total = len(plan.configurations)
-    if total < plan.count:
+    if not checkpoint.experiment.quantization.enable:
+        _tell(
+            f"{checkpoint.path}: quantization is off (quantization.enable: false), so there is nothing to vary: "
+            "one configuration, every layer at 32 bits"
+        )
+    elif total < plan.count:
         _tell(f"{checkpoint.path}: {plan.count} configurations of {list(plan.options)} asked for, only {total} exist")
     done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
     accuracies: list[float] = []
@@ -217,6 +225,7 @@ def _run_one(
         mean_accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
         min_accuracy=min(accuracies, default=None),
         max_accuracy=max(accuracies, default=None),
+        val_acc=checkpoint.val_acc,
     )
 
 
@@ -250,6 +259,7 @@ def _print(outcomes: list[Outcome], options: RunOptions) -> None:
     if options.as_json:
         print(json.dumps({"records": str(options.records), "checkpoints": [asdict(o) for o in outcomes]}, indent=2))
         return
+    training_said = any(o.val_acc is not None for o in outcomes)
     print_table(
         (
             "checkpoint",
@@ -260,6 +270,7 @@ def _print(outcomes: list[Outcome], options: RunOptions) -> None:
             "evaluated now",
             "mean accuracy",
             "min-max",
+            *(["training said"] if training_said else []),
         ),
         [
             (
@@ -267,6 +278,7 @@ def _print(outcomes: list[Outcome], options: RunOptions) -> None:
                 *(o.epoch + 1, o.samples, o.configurations, o.done_before, o.evaluated_now),
                 "" if o.mean_accuracy is None else f"{o.mean_accuracy:.4f}",
                 "" if o.min_accuracy is None else f"{o.min_accuracy:.4f}-{o.max_accuracy:.4f}",
+                *(["" if o.val_acc is None else f"{o.val_acc:.4f}"] if training_said else []),
             )
             for o in outcomes
         ],

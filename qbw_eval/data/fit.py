@@ -11,13 +11,14 @@ from qbw_eval.nested import places, to_device
 from qbw_eval.networks.factory import run_one
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta
 from qbw_eval.settings.model import FactoryModel
+from qbw_eval.settings.multimodal import MultimodalModel
 
 
 def with_data_shape(experiment: Experiment, split: Split) -> Experiment:
     """Return the experiment with input channels, size and classes filled in from the data where it does not say."""
     model = experiment.model
-    if isinstance(model, FactoryModel):
-        return experiment  # whose factory knows
+    if isinstance(model, FactoryModel | MultimodalModel):
+        return experiment  # whose factory, or whose checkpoint, knows
     channels, height, width = _images_of(split, "the network")
     filled = {
         "in_channels": model.in_channels or channels,
@@ -60,9 +61,12 @@ def check_data_fit(experiment: Experiment, split: Split, network: str) -> None:
     model = experiment.model
     if isinstance(model, FactoryModel):
         return
-    channels, *_ = _images_of(split, network)
-    if channels != model.in_channels:
-        raise DataError(f"{split.dataset}: inputs have {channels} channels, {network} takes {model.in_channels}")
+    if isinstance(model, MultimodalModel):
+        _check_sensors(model, split, network)
+    else:
+        channels, *_ = _images_of(split, network)
+        if channels != model.in_channels:
+            raise DataError(f"{split.dataset}: inputs have {channels} channels, {network} takes {model.in_channels}")
     _check_classes(split, model.num_classes, network)
 
 
@@ -77,6 +81,31 @@ def _check_classes(split: Split, classes: int | None, network: str) -> None:
         raise DataError(
             f"{split.dataset}: the largest label is {split.num_classes - 1}, "
             f"{network} has {classes} classes, counted from 0"
+        )
+
+
+def _check_sensors(model: MultimodalModel, split: Split, network: str) -> None:
+    """Check that a sample has every location and modality of a network, with its channels.
+
+    Raises:
+        DataError: it has not; lists both sides.
+    """
+    wanted = {
+        f"{location}.{modality}": channels
+        for location, of in model.in_channels.items()
+        for modality, channels in of.items()
+    }
+    found = {place: tuple(tensor.shape[1:]) for place, tensor in places(split.inputs)}
+    wrong = [
+        f"{place} (channels, segments, bins) with {channels} channels"
+        for place, channels in wanted.items()
+        if len(found.get(place, ())) != 3 or found[place][0] != channels
+    ]
+    if wrong:
+        listed = "; ".join(f"{place or 'one tensor'} {shape}" for place, shape in found.items())
+        raise DataError(
+            f"{split.dataset}: {network} takes {'; '.join(wrong)[:300]}; a sample has {listed[:300]}; "
+            "name the data that it was trained on, with its segments and transforms"
         )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.labels import MOST_CLASSES
-from qbw_eval.memory import free_memory
+from qbw_eval.data.room import check_room
 from qbw_eval.settings.data import DataSettings
 
 if TYPE_CHECKING:
@@ -77,7 +77,11 @@ def read_image_folder(
     _check_same_classes(class_names, name, folders)
     files, labels = _images_of(folder, class_names)
     files, labels = files[:limit], labels[:limit]
-    _check_memory(folder, len(files), size)
+    check_room(
+        len(files) * 3 * size * size * 4,
+        f"{_shown(folder)}: {len(files):,} images of 3x{size}x{size}",
+        "fewer (--limit), or a smaller data.size",
+    )
     return _decoded(files, settings), torch.tensor(labels), len(class_names)
 
 
@@ -200,16 +204,6 @@ def _identity(folder: str) -> tuple[int, int]:
 # --- images -> inputs -------------------------------------------------------------------------------------------------
 
 
-def _check_memory(folder: Path, count: int, size: int) -> None:
-    """Check that the inputs fit into three quarters of what is free; the rest is for the network."""
-    needed, limit = count * 3 * size * size * 4, free_memory(torch.device("cpu")) * 3 // 4
-    if needed > limit:
-        raise DataError(
-            f"{_shown(folder)}: {count:,} images of 3x{size}x{size} need {_in_words(needed)} of memory, more than "
-            f"{_in_words(limit)} (three quarters of what is free); use fewer (--limit), or a smaller data.size"
-        )
-
-
 def _decoded(files: list[str], settings: DataSettings) -> Tensor:
     """Return the images as inputs (N, 3, size, size), decoded by several threads: Pillow works outside the GIL."""
     assert settings.size is not None
@@ -308,10 +302,6 @@ def _scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter
-
-
-def _in_words(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _shown(text: str | Path) -> str:

@@ -76,6 +76,9 @@ class IntegerRegion:
         """Return the integer weights in parts that convolve exactly; or why there are none."""
         set_bitwidth(self._layer, bits)
         unit, grid = self._layer.weight_unit(), self._layer.activation_grid()
+        quantizers = self._layer.quantizers
+        if "lsqplus" in (quantizers.weight, quantizers.activation):
+            return "LSQ+'s levels have a zero point that need not be whole"
         if unit is None or grid is None:
             return "its weights or activations are not quantized"
         # A clipping value or a step that is not positive turns the order of levels around; float32 follows that too.

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from qbw_eval.checkpoints.foreign import wrapping
 from qbw_eval.experiment import Experiment
 from qbw_eval.networks.factory import network_from_factory, running
+from qbw_eval.networks.multimodal_resnet import MultimodalResNet
 from qbw_eval.networks.preact_resnet import NETWORKS, PreActResNet20, PreActResNet50
 from qbw_eval.networks.resnet import SHAPES, ResNet
 from qbw_eval.networks.weights import COUNTER, check_weights_fit
 from qbw_eval.quantization.bitwidths import LayerError, common_options
 from qbw_eval.quantization.layers import Quantizers
 from qbw_eval.settings.model import AnyPrecisionModel, FactoryModel, ModelSettings
+from qbw_eval.settings.multimodal import MultimodalModel
 from schemas.errors import UsageError
 
 
@@ -27,6 +29,7 @@ def quantizers_of(experiment: Experiment) -> Quantizers:
         weight=method.weight_quantization,
         activation=method.activation_quantization,
         switchable=method.switchable_clipping,
+        weight_normalization=method.sat_weight_normalization,
     )
 
 
@@ -38,7 +41,20 @@ def build_network(experiment: Experiment) -> nn.Module:
     """
     if isinstance(experiment.model, FactoryModel):
         return network_from_factory(experiment.model)
+    if isinstance(experiment.model, MultimodalModel):
+        return _multimodal(experiment.model, quantizers_of(experiment))
     return _built_by_us(experiment.model, quantizers_of(experiment))
+
+
+def _multimodal(model: MultimodalModel, quantizers: Quantizers) -> MultimodalResNet:
+    return MultimodalResNet(
+        model.name,
+        quantizers,
+        in_channels=model.in_channels,
+        fc_dim=model.fc_dim,
+        num_classes=model.num_classes,
+        width=model.width,
+    )
 
 
 def _built_by_us(model: ModelSettings, quantizers: Quantizers) -> ResNet | PreActResNet20 | PreActResNet50:

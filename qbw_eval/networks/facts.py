@@ -10,6 +10,7 @@ from qbw_eval.experiment import Experiment
 from qbw_eval.networks.build import quantizers_of
 from qbw_eval.networks.preact_resnet import FOLLOWED
 from qbw_eval.settings.model import AnyPrecisionModel, FactoryModel
+from qbw_eval.settings.multimodal import MultimodalModel
 
 
 def network_facts(experiment: Experiment, network: nn.Module) -> dict[str, object]:
@@ -23,7 +24,16 @@ def network_facts(experiment: Experiment, network: nn.Module) -> dict[str, objec
             "set_bitwidth": model.set_bitwidth,
             "sources": _sources(network, model),
         }
-    quantizers = quantizers_of(experiment)
+    if isinstance(model, MultimodalModel):
+        return {
+            "name": f"multimodal {model.name}",
+            "width": model.width,
+            # A list, for the order of locations and modalities is that of the sums.
+            "in_channels": [[location, list(of.items())] for location, of in model.in_channels.items()],
+            "fc_dim": model.fc_dim,
+            "num_classes": model.num_classes,
+            **_quantizer_facts(experiment),
+        }
     return {
         # By hand, so that a setting that is added later, or a default that is spelled out, makes no other network.
         "name": model.name,
@@ -32,11 +42,19 @@ def network_facts(experiment: Experiment, network: nn.Module) -> dict[str, objec
         "num_classes": model.num_classes,
         "batch_norm": model.batch_norm,
         "quantize_first_and_last": model.quantize_first_and_last,
+        **_quantizer_facts(experiment),
+        **choices_of_ours(experiment),
+    }
+
+
+def _quantizer_facts(experiment: Experiment) -> dict[str, object]:
+    quantizers = quantizers_of(experiment)
+    return {
         "weight": quantizers.weight,
         "activation": quantizers.activation,
         "switchable": quantizers.switchable,
         "trained_options": list(quantizers.options),  # a switchable value's position among them is its bitwidth
-        **choices_of_ours(experiment),
+        **({"weight_normalization": True} if quantizers.weight_normalization else {}),  # not known to older rows
     }
 
 

@@ -1,8 +1,8 @@
 """Residual networks whose convolutions run at switchable bitwidths (He et al. 2015, arXiv 1512.03385).
 
 CIFAR-style (section 4.2 of the paper): resnet8, 20, 32, 56 - a 3x3 stem and three stages of basic blocks.
-torchvision-shaped (table 1): resnet18, 34 (basic blocks), 50 (bottlenecks, stride on the 3x3) - a 7x7 stem, max-pool,
-four stages. Shortcuts that change shape are 1x1 convolutions; their keys are `shortcut.0` (convolution) and
+torchvision-shaped (table 1): resnet18, 34 (basic blocks), 50, 101, 152 (bottlenecks, stride on the 3x3) - a 7x7 stem,
+max-pool, four stages. Shortcuts that change shape are 1x1 convolutions; their keys are `shortcut.0` (convolution) and
 `shortcut.1` (batch norm), as in the seed's checkpoints. The first convolution and the classifier stay in full precision
 unless asked.
 """
@@ -42,6 +42,8 @@ SHAPES = {
     "resnet18": Shape(blocks=(2, 2, 2, 2), stem="imagenet"),
     "resnet34": Shape(blocks=(3, 4, 6, 3), stem="imagenet"),
     "resnet50": Shape(blocks=(3, 4, 6, 3), stem="imagenet", bottleneck=True),
+    "resnet101": Shape(blocks=(3, 4, 23, 3), stem="imagenet", bottleneck=True),
+    "resnet152": Shape(blocks=(3, 8, 36, 3), stem="imagenet", bottleneck=True),
 }
 
 
@@ -114,16 +116,69 @@ class Bottleneck(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """A residual network; `layer1` ... `layer4` are its stages.
+class ResNetFeatures(nn.Module):
+    """A residual network without its classifier; `layer1` ... `layer4` are its stages.
+
+    Its maker calls `initialize` when the whole network is made.
 
     Args:
         shape: one of `SHAPES`.
         quantizers: how its layers are quantized.
         width: channels of the first stage; each later stage has twice those of the one before.
         in_channels: channels of the input.
-        num_classes: outputs.
         switchable_batch_norm: one batch norm per bitwidth option behind every quantized convolution.
+        quantize_first: quantize the stem's convolution too.
+
+    Attributes:
+        features: how many it makes of a sample.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        quantizers: Quantizers,
+        *,
+        width: int,
+        in_channels: int,
+        switchable_batch_norm: bool = False,
+        quantize_first: bool = False,
+    ) -> None:
+        super().__init__()
+        parts = _Parts(quantizers=quantizers, switchable_batch_norm=switchable_batch_norm)
+        kernel, stride = (3, 1) if shape.stem == "cifar" else (7, 2)
+        self.conv1: nn.Module = (
+            parts.conv(in_channels, width, kernel, stride)
+            if quantize_first
+            else nn.Conv2d(in_channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+        )
+        self.bn1 = parts.norm(width, self.conv1)
+        self.maxpool = nn.Identity() if shape.stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
+        block: Callable[[int, int, int, _Parts], nn.Module] = Bottleneck if shape.bottleneck else BasicBlock
+        expansion = Bottleneck.expansion if shape.bottleneck else BasicBlock.expansion
+        self.stages = [f"layer{index + 1}" for index in range(len(shape.blocks))]
+        self.features = width
+        for index, (name, count) in enumerate(zip(self.stages, shape.blocks, strict=True)):
+            channels = width * 2**index
+            blocks = []
+            for position in range(count):
+                blocks.append(block(self.features, channels, 2 if index > 0 and position == 0 else 1, parts))
+                self.features = channels * expansion
+            self.add_module(name, nn.Sequential(*blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, features)."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+
+
+class ResNet(ResNetFeatures):
+    """A residual network with its classifier, `fc`.
+
+    Args:
+        shape, quantizers, width, in_channels, switchable_batch_norm: as for `ResNetFeatures`.
+        num_classes: outputs.
         quantize_first_and_last: quantize the stem's convolution and the classifier too.
     """
 
@@ -138,40 +193,31 @@ class ResNet(nn.Module):
         switchable_batch_norm: bool = False,
         quantize_first_and_last: bool = False,
     ) -> None:
-        super().__init__()
-        parts = _Parts(quantizers=quantizers, switchable_batch_norm=switchable_batch_norm)
-        kernel, stride = (3, 1) if shape.stem == "cifar" else (7, 2)
-        self.conv1: nn.Module = (
-            parts.conv(in_channels, width, kernel, stride)
-            if quantize_first_and_last
-            else nn.Conv2d(in_channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+        super().__init__(
+            shape,
+            quantizers,
+            width=width,
+            in_channels=in_channels,
+            switchable_batch_norm=switchable_batch_norm,
+            quantize_first=quantize_first_and_last,
         )
-        self.bn1 = parts.norm(width, self.conv1)
-        self.maxpool = nn.Identity() if shape.stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
-        block: Callable[[int, int, int, _Parts], nn.Module] = Bottleneck if shape.bottleneck else BasicBlock
-        expansion = Bottleneck.expansion if shape.bottleneck else BasicBlock.expansion
-        self.stages = [f"layer{index + 1}" for index in range(len(shape.blocks))]
-        features = width
-        for index, (name, count) in enumerate(zip(self.stages, shape.blocks, strict=True)):
-            channels = width * 2**index
-            blocks = []
-            for position in range(count):
-                blocks.append(block(features, channels, 2 if index > 0 and position == 0 else 1, parts))
-                features = channels * expansion
-            self.add_module(name, nn.Sequential(*blocks))
         self.fc: nn.Module = (
-            QuantLinear(features, num_classes, quantizers=quantizers)
+            QuantLinear(self.features, num_classes, quantizers=quantizers)
             if quantize_first_and_last
-            else nn.Linear(features, num_classes)
+            else nn.Linear(self.features, num_classes)
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # He et al. 2015, arXiv 1502.01852, section 2.2
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        name_layers(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to logits (N, num_classes)."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        for name in self.stages:
-            x = self.get_submodule(name)(x)
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))  # type: ignore[no-any-return]  # modules are untyped calls
+        return self.fc(super().forward(x))  # type: ignore[no-any-return]  # modules are untyped calls
+
+
+def initialize(network: nn.Module) -> None:
+    """Give a new network's convolutions their first weights, and its quantized layers their names."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # He et al. 2015, arXiv 1502.01852, section 2.2
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, QuantizedLayer) and module.quantizers.weight == "lsqplus":
+            module.initialize_weight_steps()  # those that it was made with suit other weights
+    name_layers(network)

@@ -4,8 +4,9 @@ Invariants: `curr_bitwidth` is one of `bitwidth_options` or 32; weights and acti
 biases are not quantized. Setting a bitwidth changes nothing but `curr_bitwidth`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,18 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbw_eval.quantization import numerics
-from qbw_eval.quantization.numerics import FULL_PRECISION
+from qbw_eval.quantization.numerics import FULL_PRECISION, SMALLEST_SCALE
 from schemas.errors import UsageError
 
-WeightQuantizer = Literal["none", "dorefa", "dorefa_scaled", "lsq"]
-ActivationQuantizer = Literal["none", "dorefa", "pact", "lsq"]
+WeightQuantizer = Literal["none", "dorefa", "dorefa_scaled", "lsq", "lsqplus"]
+ActivationQuantizer = Literal["none", "dorefa", "pact", "lsq", "lsqplus"]
 
 _INITIAL_CLIPPING = 8.0
 """PACT's alpha before training; the paper starts it large and lets weight decay shrink it (section 3)."""
-
-
-SMALLEST_SCALE = 1e-8
-"""No learned scale (PACT's clipping value, LSQ's step) starts or is trained below this."""
 
 
 class BitwidthError(UsageError):
@@ -39,13 +36,15 @@ class Quantizers:
         options: the bitwidths that a layer can run at besides 32, ascending.
         weight: the weight quantizer.
         activation: the quantizer of the layer's input.
-        switchable: one clipping value (PACT) or step (LSQ) per option instead of one for all.
+        switchable: one clipping value (PACT), step (LSQ, LSQ+) and zero point (LSQ+) per option instead of one for all.
+        weight_normalization: divide quantized weights by their standard deviation (`numerics.normalizing_std`).
     """
 
     options: tuple[int, ...]
     weight: WeightQuantizer = "dorefa"
     activation: ActivationQuantizer = "dorefa"
     switchable: bool = False
+    weight_normalization: bool = False
 
     def __post_init__(self) -> None:
         if not self.options or list(self.options) != sorted(set(self.options)):
@@ -82,6 +81,23 @@ class StepSize(nn.Module):
         self.step_size = nn.Parameter(torch.ones(count))
 
 
+class StepSizeAndZeroPoint(StepSize):
+    """LSQ+'s learned steps and zero points."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.zp = nn.Parameter(torch.zeros(count))
+
+
+_LEARNED = {"lsq": StepSize, "lsqplus": StepSizeAndZeroPoint}
+"""What the quantizers learn that keep it in a module of its own."""
+
+
+def _lsq_start(mean_magnitude: Tensor, bits: int, *, signed: bool) -> tuple[Tensor]:
+    """Return LSQ's starting step; a layer may be fed nothing but zeros."""
+    return (numerics.lsq_initial_step(mean_magnitude, bits, signed).clamp(min=SMALLEST_SCALE),)
+
+
 class QuantizedLayer(nn.Module):
     """What `QuantConv2d` and `QuantLinear` share: the bitwidth, the quantizers and their parameters.
 
@@ -90,7 +106,8 @@ class QuantizedLayer(nn.Module):
         curr_bitwidth: the bits of weights and activations in the next forward pass.
         layer_name: the module's path in its network; errors name it. Set by `bitwidths.name_layers`.
         alpha: (options,) or (1,), PACT's clipping values; absent for other quantizers.
-        quantize_w, quantize_a: LSQ's steps of weights and activations; absent for other quantizers.
+        quantize_w, quantize_a: LSQ's steps, or LSQ+'s steps and zero points, of weights and activations; absent for
+            other quantizers.
     """
 
     weight: Tensor
@@ -104,19 +121,33 @@ class QuantizedLayer(nn.Module):
         count = len(quantizers.options) if quantizers.switchable else 1
         if quantizers.activation == "pact":
             self.alpha = nn.Parameter(torch.full((count,), _INITIAL_CLIPPING))
-        if quantizers.weight == "lsq":
-            self.quantize_w = StepSize(count)
-            self.initialize_steps(self.quantize_w, self.weight.detach().abs().mean(), signed=True)
-        if quantizers.activation == "lsq":
-            self.quantize_a = StepSize(count)
+        if quantizers.weight in _LEARNED:
+            self.quantize_w = _LEARNED[quantizers.weight](count)
+            self.initialize_weight_steps()
+        if quantizers.activation in _LEARNED:
+            self.quantize_a = _LEARNED[quantizers.activation](count)
 
-    def initialize_steps(self, steps: StepSize, mean_magnitude: Tensor, *, signed: bool) -> None:
-        """Set LSQ's starting steps from the mean magnitude of what they quantize; a shared one suits the fewest."""
-        options = [min(bits, 31) for bits in self.bitwidth_options[: len(steps.step_size)]]
+    def initialize_weight_steps(self) -> None:
+        """Set LSQ's or LSQ+'s starting values from the weights; shared ones suit the fewest bits."""
+        weight = self.weight.detach()
+        if self.quantizers.weight == "lsq":
+            self._start(self.quantize_w, partial(_lsq_start, weight.abs().mean(), signed=True))
+        else:
+            self._start(self.quantize_w, partial(numerics.lsq_plus_initial_weight, weight))
+
+    def initialize_activation_steps(self, x: Tensor) -> None:
+        """Set LSQ's or LSQ+'s starting values from a layer's input; shared ones suit the fewest bits."""
+        if self.quantizers.activation == "lsq":
+            self._start(self.quantize_a, partial(_lsq_start, x.abs().mean(), signed=False))
+        else:
+            self._start(self.quantize_a, partial(numerics.lsq_plus_initial_activation, x))
+
+    def _start(self, learned: StepSize, initial: Callable[[int], tuple[Tensor, ...]]) -> None:
+        """Set (options,) or (1,) values to what `initial` makes of each one's bits."""
         with torch.no_grad():
-            for index, bits in enumerate(options):
-                step = numerics.lsq_initial_step(mean_magnitude, bits, signed)
-                steps.step_size[index] = step.clamp(min=SMALLEST_SCALE)  # a layer may be fed nothing but zeros
+            for index, bits in enumerate(self.bitwidth_options[: len(learned.step_size)]):
+                for values, value in zip(learned.parameters(), initial(min(bits, 31)), strict=True):
+                    values[index] = value
 
     def set_bitwidth(self, bits: int) -> None:
         """Run at `bits` from now on.
@@ -134,6 +165,15 @@ class QuantizedLayer(nn.Module):
 
     def quantize_weight(self) -> Tensor:
         """Return the weights at the current bitwidth, in the shape of `weight`."""
+        rounded = self._rounded_weight()
+        return rounded / numerics.normalizing_std(rounded) if self._normalizes else rounded
+
+    @property
+    def _normalizes(self) -> bool:
+        return self.quantizers.weight_normalization and self.curr_bitwidth != FULL_PRECISION
+
+    def _rounded_weight(self) -> Tensor:
+        """Return the weights at the current bitwidth before normalization."""
         match self.quantizers.weight:
             case "dorefa":
                 return numerics.dorefa_weight(self.weight, self.curr_bitwidth)
@@ -141,6 +181,8 @@ class QuantizedLayer(nn.Module):
                 return numerics.dorefa_scaled_weight(self.weight, self.curr_bitwidth)
             case "lsq":
                 return numerics.lsq(self.weight, self._of_bitwidth(self.quantize_w.step_size), self.curr_bitwidth, True)
+            case "lsqplus":
+                return numerics.lsq_plus(self.weight, *self._step_and_zero_point(self.quantize_w), self.curr_bitwidth)
             case "none":
                 return self.weight
 
@@ -155,6 +197,8 @@ class QuantizedLayer(nn.Module):
                 return numerics.pact_activation(x, self._of_bitwidth(self.alpha), self.curr_bitwidth)
             case "lsq":
                 return numerics.lsq(x, self._of_bitwidth(self.quantize_a.step_size), self.curr_bitwidth, False)
+            case "lsqplus":
+                return numerics.lsq_plus(x, *self._step_and_zero_point(self.quantize_a), self.curr_bitwidth)
             case "none":
                 return x
 
@@ -165,6 +209,12 @@ class QuantizedLayer(nn.Module):
         """
         if self.curr_bitwidth == FULL_PRECISION:
             return None
+        unit = self._rounded_weight_unit()
+        if unit is None or not self._normalizes:
+            return unit
+        return unit / float(numerics.normalizing_std(self._rounded_weight()))
+
+    def _rounded_weight_unit(self) -> float | None:
         match self.quantizers.weight:
             case "dorefa":
                 return 1 / numerics.largest_integer(self.curr_bitwidth)
@@ -172,11 +222,11 @@ class QuantizedLayer(nn.Module):
                 return float(self.weight.detach().abs().mean()) / numerics.largest_integer(self.curr_bitwidth)
             case "lsq":
                 return float(self._of_bitwidth(self.quantize_w.step_size.detach()))
-            case "none":
-                return None
+            case "lsqplus" | "none":
+                return None  # LSQ+'s zero point need not be a whole number of steps
 
     def activation_grid(self) -> ActivationGrid | None:
-        """Return the integers that `quantize_activation` rounds to; None where it does not round."""
+        """Return the integers that `quantize_activation` rounds to; None where it does not, or not from zero (LSQ+)."""
         if self.curr_bitwidth == FULL_PRECISION:
             return None
         largest = numerics.largest_integer(self.curr_bitwidth)
@@ -189,8 +239,12 @@ class QuantizedLayer(nn.Module):
             case "lsq":
                 step = float(self._of_bitwidth(self.quantize_a.step_size.detach()))
                 return ActivationGrid(largest=largest, clipping=None, unit=step)
-            case "none":
+            case "lsqplus" | "none":
                 return None
+
+    def _step_and_zero_point(self, learned: nn.Module) -> tuple[Tensor, Tensor]:
+        assert isinstance(learned, StepSizeAndZeroPoint)
+        return self._of_bitwidth(learned.step_size), self._of_bitwidth(learned.zp)
 
     def _of_bitwidth(self, values: Tensor) -> Tensor:
         """Return the value for the current bitwidth out of (options,) or (1,) values."""

@@ -1,16 +1,17 @@
 """From bits to levels to integers to values: fake quantization as plain functions on tensors.
 
 Invariants of every quantizer here, for `bits` < 32:
-    a k-bit tensor takes at most 2**k values, each an integer times one scale (DoReFa weights: an odd integer over n);
+    a k-bit tensor takes at most 2**k values, each an integer times one scale (DoReFa weights: an odd integer over n;
+    LSQ+: an integer less a learned zero point, which need not be whole, times one scale);
     rounding is half to even; arithmetic is done in the dtype of the input, in the order of the published formula;
     gradients pass straight through the rounding (Bengio et al. 2013, arXiv 1308.3432), stopping where values clip.
 
-     bits | levels 2**k | n = 2**k - 1 | LSQ weight      | LSQ activation
-    ------|-------------|--------------|-----------------|---------------
-        1 |           2 |            1 | (from 2 bits)   | (from 2 bits)
-        2 |           4 |            3 |   -2 ..   1     | 0 ..   3
-        4 |          16 |           15 |   -8 ..   7     | 0 ..  15
-        8 |         256 |          255 | -128 .. 127     | 0 .. 255
+     bits | levels 2**k | n = 2**k - 1 | LSQ weight      | LSQ activation | LSQ+, both
+    ------|-------------|--------------|-----------------|----------------|-----------
+        1 |           2 |            1 | (from 2 bits)   | (from 2 bits)  | 0 ..   1
+        2 |           4 |            3 |   -2 ..   1     | 0 ..   3       | 0 ..   3
+        4 |          16 |           15 |   -8 ..   7     | 0 ..  15       | 0 ..  15
+        8 |         256 |          255 | -128 .. 127     | 0 .. 255       | 0 .. 255
        32 | not quantized
 """
 
@@ -22,6 +23,11 @@ from torch import Tensor
 
 FULL_PRECISION = 32
 """At this bitwidth nothing is rounded."""
+
+SMALLEST_SCALE = 1e-8
+"""No learned scale (PACT's clipping value, LSQ's and LSQ+'s step) starts or is trained below this."""
+
+_RANGES_TRIED = 32
 
 
 def largest_integer(bits: int) -> int:
@@ -168,3 +174,66 @@ def lsq(x: Tensor, step: Tensor, bits: int, signed: bool) -> Tensor:
 def lsq_initial_step(mean_magnitude: Tensor, bits: int, signed: bool) -> Tensor:
     """Return LSQ's starting step 2 <|x|> / sqrt(largest integer) (arXiv 1902.08153, section 2.1)."""
     return 2 * mean_magnitude / math.sqrt(lsq_bounds(bits, signed)[1])
+
+
+def lsq_plus(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Quantize to 0..n, less a learned zero point, times a learned step (LSQ+, arXiv 2004.09576, section 3.1).
+
+    (clamp(round(x / s + z), 0, n) - z) s, for weights and activations alike; -z s is the paper's offset. Straight
+    through the rounding, the gradient of `zero_point` is 0 where `x` is not clipped and -s where it is. Those of `step`
+    and `zero_point` are scaled by 1 / sqrt(elements * n), as LSQ's.
+
+    Args:
+        x: any shape.
+        step: one value, positive.
+        zero_point: one value, which need not be whole.
+        bits: 1 to 31 (two levels anywhere make sense at 1 bit, unlike LSQ's -1 and 0); 32 returns `x` itself.
+    """
+    if bits == FULL_PRECISION:
+        return x
+    n = largest_integer(bits)
+    factor = 1 / math.sqrt(x.numel() * n)
+    step, zero_point = scale_gradient(step, factor), scale_gradient(zero_point, factor)
+    levels = round_straight_through((x / step + zero_point).clamp(0, n))  # before or after rounding: as in `lsq`
+    return (levels - zero_point) * step
+
+
+def lsq_plus_initial_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return LSQ+'s starting step and zero point of weights.
+
+    The step is the paper's, max |mean ± 3 std| / 2**(bits - 1) (arXiv 2004.09576, on initialization). The zero point
+    n / 2, with which levels lie evenly around zero, is ours: the paper has none for weights, whose signed integers
+    leave one positive level at 2 bits and none at 1.
+    """
+    mean, std = weight.mean(), weight.std(correction=0)
+    step = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / 2 ** (bits - 1)
+    return step.clamp(min=SMALLEST_SCALE), torch.full_like(step, largest_integer(bits) / 2)
+
+
+def lsq_plus_initial_activation(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return LSQ+'s starting step and zero point of activations: those with the least squared error on `x`.
+
+    The paper minimizes that error too (arXiv 2004.09576, on initialization); here over 32 ranges, shares of the one
+    from the smallest to the largest value and zero.
+    """
+    n = largest_integer(bits)
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    candidates = []
+    for part in range(1, _RANGES_TRIED + 1):
+        share = part / _RANGES_TRIED
+        step = ((high - low) * share / n).clamp(min=SMALLEST_SCALE)
+        candidates.append((step, -low * share / step))
+    errors = [(lsq_plus(x, step, zero_point, bits) - x).square().mean() for step, zero_point in candidates]
+    return candidates[int(torch.stack(errors).argmin())]
+
+
+def normalizing_std(weight: Tensor) -> Tensor:
+    """Return what weight normalization divides quantized weights by: their standard deviation, without gradient.
+
+    Unbiased, over all of `weight`; 1 where there is none (a single weight) or it is 0 or NaN. After SAT (arXiv
+    1912.10207), without its factor of the square root of the outputs, as the seed's networks have it.
+    """
+    if weight.numel() < 2:
+        return weight.new_ones(())
+    std = weight.detach().std()
+    return torch.where(std > 0, std, torch.ones_like(std))

@@ -9,9 +9,12 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Priv
 
 from qbw_eval.mistakes import found
 from qbw_eval.settings.kinds import Settings, Sides, list_as_tuple
+from qbw_eval.settings.multimodal import MultimodalModel
 from qbw_eval.user_code import function_name
 
-NetworkName = Literal["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"]
+NetworkName = Literal[
+    "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+]
 CIFAR_STYLE: Final = ("resnet8", "resnet20", "resnet32", "resnet56")
 """Networks for small images: 3x3 stem, three stages. The others have torchvision's shape."""
 
@@ -26,7 +29,8 @@ class ModelSettings(Settings):
     """The network; `model: resnet20` is short for `model: {name: resnet20}`."""
 
     name: NetworkName = Field(
-        description="resnet8, 20, 32 and 56 are the CIFAR-style networks; resnet18, 34 and 50 have torchvision's shape"
+        description="resnet8, 20, 32 and 56 are the CIFAR-style networks; resnet18, 34, 50, 101 and 152 have "
+        "torchvision's shape"
     )
     width: int | None = Field(
         default=None,
@@ -134,11 +138,16 @@ MODEL_KINDS: Final[Mapping[str, type[Settings]]] = {"network": ModelSettings, "f
 
 
 def kind_of_model(value: object) -> str:
-    """Return which of `MODEL_KINDS` a section is, right or wrong as it may be."""
+    """Return which of `MODEL_KINDS` a section is, right or wrong as it may be; no file can say "multimodal"."""
+    if isinstance(value, MultimodalModel):
+        return "multimodal"
     keys = value if isinstance(value, Mapping) else ()
     return "factory" if isinstance(value, FactoryModel) or "factory" in keys else "network"
 
 
 AnyModel = Annotated[
-    Annotated[ModelSettings, Tag("network")] | Annotated[FactoryModel, Tag("factory")], Discriminator(kind_of_model)
+    Annotated[ModelSettings, Tag("network")]
+    | Annotated[FactoryModel, Tag("factory")]
+    | Annotated[MultimodalModel, Tag("multimodal")],
+    Discriminator(kind_of_model),
 ]

@@ -15,15 +15,24 @@ from pydantic import (
 
 from qbw_eval.settings.kinds import MAX_SEED, Bitwidth, Settings, list_as_tuple, printable_name
 
+ValidationFunction = Literal["random_bitwidths", "simple_validation"]
+
 
 class MethodSettings(Settings):
     """One way to quantize, under a name of your own."""
 
-    weight_quantization: Literal["dorefa", "dorefa_scaled", "lsq"] = Field(
-        default="dorefa", description="how weights are quantized; dorefa_scaled keeps their mean magnitude"
+    weight_quantization: Literal["dorefa", "dorefa_scaled", "lsq", "lsqplus"] = Field(
+        default="dorefa",
+        description="how weights are quantized; dorefa_scaled keeps their mean magnitude, lsq learns the step, lsqplus "
+        "the step and a zero point",
     )
-    activation_quantization: Literal["dorefa", "pact", "lsq"] = Field(
-        default="dorefa", description="how activations are quantized; pact learns where to clip, lsq the step"
+    activation_quantization: Literal["dorefa", "pact", "lsq", "lsqplus"] = Field(
+        default="dorefa",
+        description="how activations are quantized; pact learns where to clip, lsq the step, lsqplus the step and a "
+        "zero point",
+    )
+    sat_weight_normalization: bool = Field(
+        default=False, description="divide quantized weights by their standard deviation, below 32 bits"
     )
     bitwidth_options: Annotated[tuple[Bitwidth, ...], BeforeValidator(list_as_tuple)] = Field(
         description="the bitwidths a layer can have, 1 to 32, each once; 32 is unquantized",
@@ -34,12 +43,13 @@ class MethodSettings(Settings):
         description="joint_quantization: all options at once, k random configurations a batch; "
         "vanilla_single_precision_training: every layer at one bitwidth",
     )
-    validation_function: Literal["random_bitwidths", "simple_validation"] = Field(
+    validation_function: ValidationFunction = Field(
         default="random_bitwidths",
         description="random_bitwidths: validate at random configurations; simple_validation: at one",
     )
     switchable_clipping: bool = Field(
-        default=False, description="one learned clipping value (pact) or step (lsq) for every bitwidth option"
+        default=False,
+        description="one learned clipping value (pact), step (lsq, lsqplus) and zero point (lsqplus) for every option",
     )
     bitwidth: Bitwidth | None = Field(
         default=None,
@@ -55,7 +65,8 @@ class MethodSettings(Settings):
         if twice:
             raise ValueError(f"expected every bitwidth once, found {_listed(twice)} more than once")
         for key in ("weight_quantization", "activation_quantization"):
-            # A signed 1-bit LSQ weight has the levels -1 and 0 only; the paper starts at 2 bits.
+            # A signed 1-bit LSQ weight has the levels -1 and 0 only; the paper starts at 2 bits. LSQ+ learns where its
+            # levels 0 and 1 lie, which makes sense of any two.
             if 1 in options and info.data.get(key) == "lsq":
                 raise ValueError(f"the option 1 does not go with {key} 'lsq', which needs at least 2 bits")
         return tuple(sorted(options))

@@ -74,7 +74,21 @@ def lsq(x: Floats, step: float, bits: int, signed: bool) -> Floats:
     return np.minimum(np.maximum(np.rint(x / step), lowest), highest) * step
 
 
-def quantized_weight(quantizer: str, w: Floats, bits: int, step: float) -> Floats:
+def lsq_plus(x: Floats, step: float, zero_point: float, bits: int) -> Floats:
+    """(clamp(round(x / s + z), 0, n) - z) s; unchanged at 32 bits."""
+    if bits == 32:
+        return x
+    return (np.minimum(np.maximum(np.rint(x / step + zero_point), 0.0), 2.0**bits - 1) - zero_point) * step
+
+
+def normalized_weight(w: Floats) -> Floats:
+    """Weights over their standard deviation, unbiased; unchanged where there is no spread."""
+    mean = math.fsum(w.ravel()) / w.size
+    variance = math.fsum((w - mean).ravel() ** 2) / (w.size - 1) if w.size > 1 else 0.0
+    return w / math.sqrt(variance) if variance > 0 else w
+
+
+def quantized_weight(quantizer: str, w: Floats, bits: int, step: float, zero_point: float = 0.0) -> Floats:
     """The weights of a layer whose weight quantizer is called `quantizer`."""
     match quantizer:
         case "none":
@@ -85,11 +99,15 @@ def quantized_weight(quantizer: str, w: Floats, bits: int, step: float) -> Float
             return dorefa_scaled_weight(w, bits)
         case "lsq":
             return lsq(w, step, bits, signed=True)
+        case "lsqplus":
+            return lsq_plus(w, step, zero_point, bits)
     raise ValueError(quantizer)
 
 
-def quantized_activation(quantizer: str, weight_quantizer: str, x: Floats, bits: int, parameter: float) -> Floats:
-    """The input of a layer; `parameter` is PACT's alpha or LSQ's step."""
+def quantized_activation(
+    quantizer: str, weight_quantizer: str, x: Floats, bits: int, parameter: float, zero_point: float = 0.0
+) -> Floats:
+    """The input of a layer; `parameter` is PACT's alpha, or LSQ's or LSQ+'s step."""
     match quantizer:
         case "none":
             return x
@@ -101,6 +119,8 @@ def quantized_activation(quantizer: str, weight_quantizer: str, x: Floats, bits:
             return pact_activation(x, parameter, bits)
         case "lsq":
             return lsq(x, parameter, bits, signed=False)
+        case "lsqplus":
+            return lsq_plus(x, parameter, zero_point, bits)
     raise ValueError(quantizer)
 
 

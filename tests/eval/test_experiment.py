@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -27,8 +27,8 @@ from qbw_eval.experiment import (
     load_evaluation_file,
     load_experiment,
 )
-from qbw_eval.settings.data import DataSettings
-from qbw_eval.settings.model import CIFAR_STYLE, FactoryModel, ModelSettings
+from qbw_eval.settings.data import DataSettings, NormalizationSettings
+from qbw_eval.settings.model import CIFAR_STYLE, FactoryModel, ModelSettings, NetworkName
 from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings, RandomBitwidths
 from qbw_eval.settings.training import TrainingSettings
 from qbw_eval.yaml_reader import read_yaml
@@ -98,8 +98,41 @@ data:
   mean: [0.485, 0.456, 0.406]
   std: [0.229, 0.224, 1]
 quantization:
+  mine: {bitwidth_options: [8, 2, 4], sat_weight_normalization: true}
+"""
+
+SAMPLES = """\
+model: resnet18
+data:
+  source: sample_index
+  train: index/train.txt
+  validation: index/val.txt
+  root: samples
+  locations: [front, back]
+  modalities: [audio]
+  label: terrain
+  num_segments: 10
+  fft: false
+  normalization:
+    method: minmax
+    minmax_range: [-1, 1]
+quantization:
   mine: {bitwidth_options: [8, 2, 4]}
 """
+
+FACTORY = """\
+model: resnet18
+data:
+  source: factory
+  factory: package.module:make
+  arguments: {path: a/b, sizes: [1, 2.5, null], nested: {deep: true}}
+quantization:
+  mine: {bitwidth_options: [8, 2, 4]}
+"""
+
+SAMPLE_KEYS = ["root", "locations", "modalities", "label", "num_segments", "fft", "normalization"]
+FACTORY_KEYS = ["factory", "arguments"]
+"""Keys of one source only, which are null with all others."""
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +218,7 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
             "resize": None,
             "mean": None,
             "std": None,
+            **dict.fromkeys(SAMPLE_KEYS + FACTORY_KEYS),
             "batch_size": 100,
         },
         "training": {
@@ -203,6 +237,7 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
                 "validation_function": "simple_validation",
                 "weight_quantization": "dorefa_scaled",
                 "activation_quantization": "pact",
+                "sat_weight_normalization": False,
                 "switchable_clipping": True,
                 "bitwidth": 4,
             },
@@ -212,6 +247,7 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
                 "validation_function": "random_bitwidths",
                 "weight_quantization": "lsq",
                 "activation_quantization": "lsq",
+                "sat_weight_normalization": False,
                 "switchable_clipping": False,
                 "bitwidth": None,
             },
@@ -232,10 +268,71 @@ def test_image_folders_have_keys_of_their_own(tmp_path: Path) -> None:
         "resize": 256,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 1.0],
+        **dict.fromkeys(SAMPLE_KEYS + FACTORY_KEYS),
         "batch_size": 256,
     }
     assert experiment_from_mapping(experiment.as_mapping(), "here") == experiment
     assert load(IMAGES.replace("  resize: 256\n", "")) == load(IMAGES.replace("resize: 256", "resize: 224"))
+
+
+def test_sample_indices_have_keys_of_their_own(tmp_path: Path) -> None:
+    experiment = load(SAMPLES)
+    assert experiment.as_mapping()["data"] == {
+        "source": "sample_index",
+        "train": f"{tmp_path}/index/train.txt",
+        "validation": f"{tmp_path}/index/val.txt",
+        "test": None,
+        **dict.fromkeys(["size", "resize", "mean", "std", *FACTORY_KEYS]),
+        "root": f"{tmp_path}/samples",
+        "locations": ["front", "back"],
+        "modalities": ["audio"],
+        "label": "terrain",
+        "num_segments": 10,
+        "fft": False,
+        "normalization": {"method": "minmax", "minmax_range": [-1.0, 1.0]},
+        "batch_size": 256,
+    }
+    assert experiment_from_mapping(experiment.as_mapping(), "here") == experiment
+    assert load(SAMPLES.replace("  fft: false\n", "")) == load(SAMPLES.replace("fft: false", "fft: true"))
+
+
+def test_samples_that_are_not_normalized_need_no_training_index() -> None:
+    text = SAMPLES.replace("  train: index/train.txt\n", "").replace("minmax\n    minmax_range: [-1, 1]", "none")
+    data = load(text).data
+    assert (data.train, data.normalization) == (None, NormalizationSettings(method="none", minmax_range=(0.0, 1.0)))
+
+
+def test_a_factory_has_keys_of_its_own() -> None:
+    experiment = load(FACTORY)
+    assert experiment.as_mapping()["data"] == {
+        "source": "factory",
+        **dict.fromkeys(["train", "validation", "test", "size", "resize", "mean", "std", *SAMPLE_KEYS]),
+        "factory": "package.module:make",
+        "arguments": {"path": "a/b", "sizes": [1, 2.5, None], "nested": {"deep": True}},
+        "batch_size": 256,
+    }
+    # run.py keeps splits by their settings.
+    again, other = load(FACTORY), load(FACTORY.replace("2.5", "2.6"))
+    assert hash(again.data) == hash(experiment.data)
+    assert len({experiment.data, again.data, other.data}) == 2
+
+
+NO_FACTORY = (
+    "data.source: 'factory' runs a function of somebody's own, which no checkpoint may ask for; "
+    "if you trust it, name the data in a file of yours, with --config"
+)
+
+
+def test_a_checkpoint_cannot_ask_for_a_factory_but_its_user_can() -> None:
+    mapping = load(FACTORY).as_mapping()
+    assert mapping_refusal(mapping) == [f"epoch_001.pt: {NO_FACTORY}"]
+    data = load(FACTORY.replace("package.module:make", "mine:make")).data
+    assert experiment_from_mapping(mapping, "here", data).data == data
+    # What the checkpoint says of its data does not matter then, be it right or not.
+    for theirs in ({"source": "factory"}, {"source": "tensors"}, None, 3):
+        assert experiment_from_mapping({**mapping, "data": theirs}, "here", data).data == data
+    digits = DataSettings(source="digits")
+    assert experiment_from_mapping(mapping, "here", digits).data == digits
 
 
 def test_the_seed_documents_example_is_accepted() -> None:
@@ -284,11 +381,22 @@ def test_no_is_a_name_and_1e_3_is_a_number() -> None:
     assert type(experiment.training.weight_decay) is float
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", get_args(NetworkName))
 def test_the_width_left_out_is_the_familys(name: Any) -> None:
     assert ModelSettings(name=name).resolved_width == (16 if name in CIFAR_STYLE else 64)
     assert ModelSettings(name=name, width=8).resolved_width == 8
     assert CIFAR_STYLE == ("resnet8", "resnet20", "resnet32", "resnet56")
+
+
+def test_lsq_plus_goes_with_1_bit_and_weight_normalization_with_every_quantizer() -> None:
+    for quantizer in ("dorefa", "lsqplus"):
+        method = {"bitwidth_options": [1, 8], "weight_quantization": quantizer, "sat_weight_normalization": True}
+        experiment = experiment_from_mapping({**load(SMALL).as_mapping(), "quantization": {"mine": method}}, "test")
+        assert experiment.method is not None
+        assert (experiment.method.weight_quantization, experiment.method.bitwidth_options) == (quantizer, (1, 8))
+        assert experiment.method.sat_weight_normalization
+    assert load(SMALL).method is not None
+    assert not load(SMALL).method.sat_weight_normalization
 
 
 def test_the_option_overrides_the_files_method() -> None:
@@ -396,8 +504,8 @@ MISTAKES = [
     ({"decay: 0": "decay: -0.5"}, "exp.yaml:20:17: training.weight_decay: expected at least 0, found -0.5"),
     (
         {"weight_quantization: dorefa_scaled": "weight_quantization: dorefascaled"},
-        "exp.yaml:29:26: quantization.first.weight_quantization: expected 'dorefa', 'dorefa_scaled' or 'lsq', "
-        "found 'dorefascaled'; did you mean 'dorefa_scaled'?",
+        "exp.yaml:29:26: quantization.first.weight_quantization: expected 'dorefa', 'dorefa_scaled', 'lsq' or "
+        "'lsqplus', found 'dorefascaled'; did you mean 'dorefa_scaled'?",
     ),
     (
         {"batch_norm: switchable": "batch_norm: 3"},
@@ -472,6 +580,11 @@ MISTAKES = [
         "for a folder of images say source: image_folder",
     ),
     (
+        {"train: a/train.npz": "train: a/train.txt"},
+        "exp.yaml:12:10: data.train: expected the path of a .pt, .npz or .safetensors file, found 'a/train.txt'; "
+        "for an index of samples say source: sample_index",
+    ),
+    (
         {"batch_size: 100": "size: 32"},
         "exp.yaml:15:9: data.size: goes with source 'image_folder' only; leave it out",
     ),
@@ -490,8 +603,8 @@ MISTAKES = [
     ),
     (
         {"source: tensors": "source: digit"},
-        "exp.yaml:11:11: data.source: expected 'digits', 'tensors' or 'image_folder', found 'digit'; "
-        "did you mean 'digits'?",
+        "exp.yaml:11:11: data.source: expected 'digits', 'tensors', 'image_folder', 'sample_index' or 'factory', "
+        "found 'digit'; did you mean 'digits'?",
     ),
     (
         {"[2, 3]": "[2, 4, 4]"},
@@ -610,7 +723,7 @@ def test_a_mistake_has_a_line_a_path_and_a_sentence(changes: dict[str, str], mes
             "model: resnet9\ndata: digits\nquantization: {}\n",
             [
                 "exp.yaml:1:8: model: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', "
-                "'resnet34' or 'resnet50', found 'resnet9'; did you mean 'resnet8'?",
+                "'resnet34', 'resnet50', 'resnet101' or 'resnet152', found 'resnet9'; did you mean 'resnet8'?",
                 "exp.yaml:2:7: data: expected a mapping of keys, found 'digits'",
                 "exp.yaml:3:15: quantization: a method is missing: "
                 "a name of your own with bitwidth_options below it (or enable: false)",
@@ -690,8 +803,8 @@ IMAGE_MISTAKES = [
     (
         {"source: image_folder": "source: imagefolder"},
         [
-            "exp.yaml:3:11: data.source: expected 'digits', 'tensors' or 'image_folder', found 'imagefolder'; "
-            "did you mean 'image_folder'?"
+            "exp.yaml:3:11: data.source: expected 'digits', 'tensors', 'image_folder', 'sample_index' or 'factory', "
+            "found 'imagefolder'; did you mean 'image_folder'?"
         ],
     ),
 ]
@@ -700,6 +813,146 @@ IMAGE_MISTAKES = [
 @pytest.mark.parametrize(("changes", "expected"), IMAGE_MISTAKES)
 def test_mistakes_in_the_settings_of_image_folders(changes: dict[str, str], expected: list[str]) -> None:
     text = IMAGES
+    for before, after in changes.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    assert refusal(text) == expected
+
+
+SAMPLE_MISTAKES = [
+    (
+        {"  normalization:\n    method: minmax\n    minmax_range: [-1, 1]\n": ""},
+        [
+            "exp.yaml:3:3: data.normalization: this key is missing: the source 'sample_index' needs the method that "
+            "the network was trained with (standard, minmax, maxabs or none)"
+        ],
+    ),
+    (
+        {"    method: minmax\n": ""},
+        ["exp.yaml:13:5: data.normalization.method: this key is missing"],
+    ),
+    (
+        {"method: minmax": "method: min_max"},
+        [
+            "exp.yaml:13:13: data.normalization.method: expected 'standard', 'minmax', 'maxabs' or 'none', "
+            "found 'min_max'; did you mean 'minmax'?"
+        ],
+    ),
+    (
+        {"minmax_range": "minmax_rang"},
+        ["exp.yaml:14:5: data.normalization.minmax_rang: unknown key; did you mean 'minmax_range'?"],
+    ),
+    (
+        {"[-1, 1]": "[1, 1]"},
+        [
+            "exp.yaml:14:19: data.normalization.minmax_range: expected a smaller and a larger number, found [1, 1]",
+        ],
+    ),
+    (
+        {"[-1, 1]": "[1, .inf]"},
+        ["exp.yaml:14:23: data.normalization.minmax_range[1]: expected a finite number, found .inf"],
+    ),
+    (
+        {"  train: index/train.txt\n": ""},
+        [
+            "exp.yaml:12:5: data.normalization: the method 'minmax' is fitted on the training samples; "
+            "name their index with data.train"
+        ],
+    ),
+    (
+        {"  train: index/train.txt\n": "", "  validation: index/val.txt\n": "", "minmax\n": "none\n"},
+        [
+            "exp.yaml:3:3: data.validation: this key is missing: the source 'sample_index' needs train, validation "
+            "or both"
+        ],
+    ),
+    (
+        {"train: index/train.txt": "train: 3"},
+        [
+            "exp.yaml:4:10: data.train: expected the path of an index file, which lists a .pt file a line, found 3",
+        ],
+    ),
+    ({"root: samples": "root: 3"}, ["exp.yaml:6:9: data.root: expected the path of a folder, found 3"]),
+    ({"root: samples": "root: ''"}, ["exp.yaml:6:9: data.root: expected the path of a folder, found ''"]),
+    (
+        {"[front, back]": "[front, front]"},
+        ["exp.yaml:7:14: data.locations: expected names, each once, found 'front', 'front'"],
+    ),
+    ({"[front, back]": "[]"}, ["exp.yaml:7:14: data.locations: expected names, each once, found an empty list"]),
+    ({"[front, back]": "front"}, ["exp.yaml:7:14: data.locations: expected a list, found 'front'"]),
+    (
+        {"[audio]": "[audio, '']"},
+        ["exp.yaml:8:23: data.modalities[1]: expected a name of 1 to 200 bytes, all printable, found ''"],
+    ),
+    ({"terrain": "3"}, ["exp.yaml:9:10: data.label: expected text, found 3; put it in quotes"]),
+    ({"num_segments: 10": "num_segments: 0"}, ["exp.yaml:10:17: data.num_segments: expected at least 1, found 0"]),
+    ({"fft: false": "fft: no"}, ["exp.yaml:11:8: data.fft: expected true or false, found 'no'; did you mean false?"]),
+    ({"root: samples": "size: 3"}, ["exp.yaml:6:9: data.size: goes with source 'image_folder' only; leave it out"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), SAMPLE_MISTAKES)
+def test_mistakes_in_the_settings_of_sample_indices(changes: dict[str, str], expected: list[str]) -> None:
+    text = SAMPLES
+    for before, after in changes.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    assert refusal(text) == expected
+
+
+@pytest.mark.parametrize("key", SAMPLE_KEYS)
+def test_keys_of_sample_indices_go_with_nothing_else(key: str) -> None:
+    values = yaml.safe_load(SAMPLES)["data"]
+    config = {"model": "resnet8", "quantization": {"enable": False}}
+    data = {"source": "tensors", "train": "a.pt", key: values[key]}
+    assert mapping_refusal({**config, "data": data}) == [
+        f"epoch_001.pt: data.{key}: goes with source 'sample_index' only; leave it out"
+    ]
+
+
+FACTORY_MISTAKES = [
+    (
+        {"  factory: package.module:make\n": ""},
+        [
+            "exp.yaml:3:3: data.factory: this key is missing: the source 'factory' needs a function of your own as "
+            "package.module:function"
+        ],
+    ),
+    (
+        {"package.module:make": "package.module.make"},
+        [
+            "exp.yaml:4:12: data.factory: expected a function of your own as package.module:function, "
+            "found 'package.module.make'"
+        ],
+    ),
+    (
+        {"source: factory": "source: digits"},
+        [
+            "exp.yaml:4:12: data.factory: goes with source 'factory' only; leave it out",
+            "exp.yaml:5:14: data.arguments: goes with source 'factory' only; leave it out",
+        ],
+    ),
+    (
+        {"{path: a/b, sizes: [1, 2.5, null], nested: {deep: true}}": "3"},
+        ["exp.yaml:5:14: data.arguments: expected a mapping of keys, found 3"],
+    ),
+    (
+        {"2.5": ".nan"},
+        ["exp.yaml:5:14: data.arguments: expected text, finite numbers, true, false, lists and mappings, found .nan"],
+    ),
+    (
+        {"  factory: package": "  train: a.pt\n  factory: package"},
+        [
+            "exp.yaml:4:10: data.train: the source 'factory' takes no file; leave this key out, "
+            "or did you mean source: tensors?"
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), FACTORY_MISTAKES)
+def test_mistakes_in_the_settings_of_a_factory(changes: dict[str, str], expected: list[str]) -> None:
+    text = FACTORY
     for before, after in changes.items():
         assert text.count(before) == 1
         text = text.replace(before, after)
@@ -749,7 +1002,7 @@ random_bitwidths: {seed: -1}
         "exp.yaml:14:27: quantization.a.bitwidth_options[1]: expected a whole number, found 'x'",
         "exp.yaml:15:15: quantization.a.bitwidth: expected at most 32, found 40",
         "exp.yaml:17:23: quantization.b.bitwidth_options: expected every bitwidth once, found 4 more than once",
-        "exp.yaml:18:26: quantization.b.weight_quantization: expected 'dorefa', 'dorefa_scaled' or 'lsq', "
+        "exp.yaml:18:26: quantization.b.weight_quantization: expected 'dorefa', 'dorefa_scaled', 'lsq' or 'lsqplus', "
         "found 'lsqq'; did you mean 'lsq'?",
         "exp.yaml:20:5: quantization.c.bitwidth: this key is missing: which of 2, 4 is trained at?",
         "exp.yaml:22:26: random_bitwidths.seed: expected at least 0, found -1",
@@ -953,8 +1206,8 @@ def test_a_mapping_that_contains_itself() -> None:
     network["name"] = network
     assert mapping_refusal({**load(SMALL).as_mapping(), "model": network}) == [
         f"epoch_001.pt: model{'.name' * 49}: nested more than 50 levels deep",
-        "epoch_001.pt: model.name: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34' or "
-        "'resnet50', found a mapping",
+        "epoch_001.pt: model.name: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34', "
+        "'resnet50', 'resnet101' or 'resnet152', found a mapping",
     ]
 
 
@@ -986,9 +1239,10 @@ def keys(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 def methods(draw: st.DrawFn) -> dict[str, Any]:
     method = draw(
         keys(
-            weight_quantization=st.sampled_from(["dorefa", "dorefa_scaled", "lsq"]),
-            activation_quantization=st.sampled_from(["dorefa", "pact", "lsq"]),
+            weight_quantization=st.sampled_from(["dorefa", "dorefa_scaled", "lsq", "lsqplus"]),
+            activation_quantization=st.sampled_from(["dorefa", "pact", "lsq", "lsqplus"]),
             validation_function=st.sampled_from(["random_bitwidths", "simple_validation"]),
+            sat_weight_normalization=st.booleans(),
             switchable_clipping=st.booleans(),
         )
     )
@@ -1003,7 +1257,7 @@ def methods(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def documents(draw: st.DrawFn) -> dict[str, Any]:
     """Every way to write an experiment that is right."""
-    network = st.sampled_from(["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"])
+    network = st.sampled_from(get_args(NetworkName))
     model = keys(
         width=st.none() | st.integers(1, 1024),
         batch_norm=st.sampled_from(["shared", "switchable"]),
@@ -1027,6 +1281,24 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
             "resize": st.none() | st.integers(100, 16384),
             "mean": st.lists(share, min_size=3, max_size=3),
             "std": st.lists(share, min_size=3, max_size=3),
+        }
+    )
+    ends = st.tuples(st.floats(-1e6, 0), st.floats(0, 1e6, exclude_min=True)).map(list)
+    files.append(
+        {
+            "source": st.just("sample_index"),
+            "train": names.map(lambda name: f"folder/{name}"),
+            "root": st.none() | names,
+            "locations": st.none() | st.lists(names, min_size=1, unique=True),
+            "modalities": st.none() | st.lists(names, min_size=1, unique=True),
+            "label": st.none() | names,
+            "num_segments": st.none() | st.integers(1, 1000),
+            "fft": st.none() | st.booleans(),
+            "normalization": st.builds(
+                lambda method, more: {"method": method, **more},
+                st.sampled_from(["standard", "minmax", "maxabs", "none"]),
+                keys(minmax_range=ends),
+            ),
         }
     )
     data = st.one_of([st.fixed_dictionaries(each, optional={"batch_size": st.integers(1, 65536)}) for each in files])
@@ -1076,7 +1348,7 @@ def test_right_documents_come_back_from_a_file(document: dict[str, Any]) -> None
     text = json.dumps(document, ensure_ascii=False)
     loaded, stored = load(text), experiment_from_mapping({"experiment": "exp", **document}, "here")
     assert loaded.model_copy(update={"data": stored.data}) == stored
-    for split in ("train", "validation", "test"):
+    for split in ("train", "validation", "test", "root"):
         file = getattr(stored.data, split)
         assert getattr(loaded.data, split) == (file and Path.cwd() / file)
 
@@ -1207,8 +1479,8 @@ def test_a_file_with_a_network_says_what_it_always_did(text: str) -> None:
         (
             "model: resnet20q\ndata: {source: digits}\nquantization: {m: {bitwidth_options: [2]}}",
             [
-                "exp.yaml:1:8: model: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34' "
-                "or 'resnet50', found 'resnet20q'; did you mean 'resnet20'?"
+                "exp.yaml:1:8: model: expected 'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet18', 'resnet34', "
+                "'resnet50', 'resnet101' or 'resnet152', found 'resnet20q'; did you mean 'resnet20'?"
             ],
         ),
     ],
@@ -1221,7 +1493,7 @@ def test_what_is_wrong_with_such_a_file_is_told_with_its_place(text: str, senten
 
 # --- a network of the user's own ------------------------------------------------------------------------------------
 
-FACTORY = """\
+MINE = """\
 model:
   factory: mine.nets:make
   arguments: {width: 8, shape: [1, 2], deep: {a: null, b: 1.5}}
@@ -1233,7 +1505,7 @@ data: {source: digits}
 
 
 def test_every_key_of_a_factory_arrives_where_it_belongs(tmp_path: Path) -> None:
-    found = load(FACTORY)
+    found = load(MINE)
     model = found.model
     assert isinstance(model, FactoryModel)
     assert (model.factory, model.set_bitwidth) == ("mine.nets:make", "mine.nets:set_bits")
@@ -1344,7 +1616,7 @@ def test_a_mapping_which_a_checkpoint_may_hold_cannot_name_a_factory() -> None:
     ],
 )
 def test_mistakes_in_the_settings_of_factories(changes: dict[str, str], expected: list[str]) -> None:
-    text = FACTORY
+    text = MINE
     for before, after in changes.items():
         assert before in text
         text = text.replace(before, after, 1)
@@ -1364,7 +1636,7 @@ def test_mistakes_in_the_settings_of_factories(changes: dict[str, str], expected
     ],
 )
 def test_the_schema_knows_factories(changes: dict[str, str], accepted: bool) -> None:
-    text = FACTORY
+    text = MINE
     for before, after in changes.items():
         text = text.replace(before, after, 1)
     assert fits(yaml.safe_load(text), experiment_json_schema(), experiment_json_schema()) == accepted
@@ -1428,10 +1700,14 @@ def test_the_schema_accepts_what_we_accept(document: dict[str, Any]) -> None:
 # Beyond a JSON schema, all of them; listed so that a new kind of mistake has to be thought about.
 ACROSS_SETTINGS = (
     r"source 'digits'|source 'tensors'|source 'image_folder'|source: image_folder|data.size, which|"
+    r"source 'sample_index'|source 'factory'|source: sample_index|is fitted on|a smaller and a larger|each once|"
     r"does not go with|bitwidth: |quantization_method|a method is missing"
 )
 ONLY_IN_YAML = r"given twice|not valid YAML|given at top level too|the tag|is too long|a name as the key"
-NARROWER = r"a name of 1 to 200 bytes|a name without|\.safetensors file|path of a folder|a finite number"
+NARROWER = (
+    r"a name of 1 to 200 bytes|a name without|\.safetensors file|path of a folder|path of an index|a finite number|"
+)
+NARROWER += r"a function of your own|finite numbers, true"
 BEYOND = re.compile(f"{ACROSS_SETTINGS}|{ONLY_IN_YAML}|{NARROWER}")
 
 
@@ -1440,6 +1716,8 @@ BEYOND = re.compile(f"{ACROSS_SETTINGS}|{ONLY_IN_YAML}|{NARROWER}")
     [
         *((FULL, changes) for changes, message in MISTAKES if not BEYOND.search(message)),
         *((IMAGES, changes) for changes, messages in IMAGE_MISTAKES if not BEYOND.search("".join(messages))),
+        *((SAMPLES, changes) for changes, messages in SAMPLE_MISTAKES if not BEYOND.search("".join(messages))),
+        *((FACTORY, changes) for changes, messages in FACTORY_MISTAKES if not BEYOND.search("".join(messages))),
     ],
 )
 def test_the_schema_refuses_what_we_refuse(text: str, changes: dict[str, str]) -> None:
@@ -1480,12 +1758,15 @@ def test_the_schema_explains_itself() -> None:
 
 
 def test_the_schema_accepts_a_file_that_uses_every_key() -> None:
-    # So that no key is missing from FULL and IMAGES, which the tables of mistakes start from.
+    # So that no key is missing from FULL, IMAGES, SAMPLES and FACTORY, which the tables of mistakes start from.
     schema = experiment_json_schema()
-    document, images = yaml.safe_load(FULL.replace("1e-3", "0.001")), yaml.safe_load(IMAGES)
+    document = yaml.safe_load(FULL.replace("1e-3", "0.001"))
     assert fits(document, schema, schema)
-    assert fits(images, schema, schema)
-    document["data"] |= images["data"]
+    for text in (IMAGES, SAMPLES, FACTORY):
+        other = yaml.safe_load(text)
+        assert fits(other, schema, schema)
+        document["data"] |= other["data"]
+        document["quantization"]["first"] |= other["quantization"]["mine"]
     assert set(document) == set(schema["properties"])
     for section, part in {"model": "Model", "data": "Data", "training": "Training"}.items():
         assert set(document[section]) == set(schema["$defs"][f"{part}Settings"]["properties"])

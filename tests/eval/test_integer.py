@@ -157,6 +157,7 @@ def numpys(network: Layer, x: np.ndarray, bits: int) -> np.ndarray:
     step, value = learned(layer, bits)
     x = references.quantized_activation(layer.quantizers.activation, layer.quantizers.weight, x, bits, value)
     w = references.quantized_weight(layer.quantizers.weight, layer.weight.detach().double().numpy(), bits, step)
+    w = references.normalized_weight(w) if layer.quantizers.weight_normalization else w
     bias = None if layer.bias is None else layer.bias.detach().double().numpy()
     if isinstance(layer, QuantLinear):
         y = x @ w.T + (0 if bias is None else bias)
@@ -254,6 +255,34 @@ def test_a_linear_layer_is_numpys_at_every_bitwidth(weight: str, activation: str
         engine = engine_of(network, torch.zeros(shape))
         for bits in options:
             x = inputs_off_ties(layer, bits, shape, generator)
+            with only_integers():
+                (found,) = logits_of(engine, x, configurations_of([bits]))
+            assert_within_a_millionth(found, numpys(network, x.double().numpy(), bits), f"{bits} bits")
+
+
+@pytest.mark.parametrize(("weight", "activation"), QUANTIZERS)
+def test_normalized_weights_are_numpys_integers_times_one_scale(weight: str, activation: str) -> None:
+    options = all_bits(weight, activation)
+    quantizers = Quantizers(
+        options=options,
+        weight=weight,  # type: ignore[arg-type]  # they are among those
+        activation=activation,  # type: ignore[arg-type]
+        switchable=True,
+        weight_normalization=True,
+    )
+    generator = torch.Generator().manual_seed(11)
+    layer = convolution(quantizers, GEOMETRIES["1x1 stride 2, bias"])
+    linear = QuantLinear(40, 10, quantizers=quantizers)
+    for network, shape in (
+        (Layer(layer, nn.BatchNorm2d(8), True).eval(), (2, 8, 9, 7)),
+        (Layer(linear, None, False).eval(), (3, 40)),
+    ):
+        randomize(network, 12)
+        draw_weights_off_ties(network.layer, generator)
+        engine = engine_of(network, torch.zeros(shape))
+        assert engine.in_float32 == {}
+        for bits in options:
+            x = inputs_off_ties(network.layer, bits, shape, generator)
             with only_integers():
                 (found,) = logits_of(engine, x, configurations_of([bits]))
             assert_within_a_millionth(found, numpys(network, x.double().numpy(), bits), f"{bits} bits")
@@ -376,6 +405,28 @@ def test_layers_that_no_exact_way_is_known_for_run_as_in_the_reference(change: s
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)  # the second layer runs in integers
 
 
+def test_lsq_plus_layers_run_in_float32_for_a_reason_and_others_beside_them_in_integers() -> None:
+    options, why = (2, 4, 8), "LSQ+'s levels have a zero point that need not be whole"
+    network = Pair(Quantizers(options=options, weight="lsqplus"), relu=True, residual=False).eval()
+    network.second = QuantConv2d(8, 6, 1, quantizers=Quantizers(options=options))
+    randomize(network, 4)
+    x = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
+    engine = engine_of(network, x)
+    assert engine.in_float32 == {"first": why}
+    configurations = configurations_of(*itertools.product(options, repeat=2))
+    with mock.patch.object(network.second, "run", side_effect=AssertionError("it ran in float32")):
+        found = logits_of(engine, x, configurations)
+    for ours, reference in zip(found, naive_logits(network, ["first", "second"], x, configurations), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+    for weight, activation in (("lsqplus", "lsqplus"), ("lsqplus", "dorefa"), ("dorefa", "lsqplus")):
+        quantizers = Quantizers(options=options, weight=weight, activation=activation)  # type: ignore[arg-type]  # they are among those
+        with pytest.raises(DeclinedError) as error:
+            engine_of(Pair(quantizers, relu=True, residual=False).eval(), x)
+        assert str(error.value) == f"none of its quantized layers runs in integers: {why}"
+
+
 def tiny() -> Pair:
     network = Pair(Quantizers(options=(2, 8)), relu=True, residual=False).eval()
     randomize(network, 0)
@@ -439,7 +490,7 @@ def test_bits_and_mode_are_put_back_when_nobody_asks_for_the_rest() -> None:
 @SLOW
 @given(st.data())
 def test_neither_order_nor_company_changes_a_bit(data: st.DataObject) -> None:
-    case: Case = data.draw(cases())
+    case: Case = data.draw(cases(zero_points=False))
     configurations = data.draw(random_configurations(case))
     engine = IntegerEngine(
         case.network, case.layer_names, case.inputs, case.options, data.draw(st.sampled_from([0, MUCH])), PLAIN
@@ -458,7 +509,7 @@ def test_neither_order_nor_company_changes_a_bit(data: st.DataObject) -> None:
 @given(st.data())
 def test_random_networks_at_8_bits_and_more_are_a_float64_forwards_but_for_ties(data: st.DataObject) -> None:
     """At 8 bits a tie moves one activation by 1/255: every element is near, and a wrong region would be far off."""
-    case: Case = data.draw(cases())
+    case: Case = data.draw(cases(zero_points=False))
     bits = st.sampled_from([bits for bits in (*case.options, 32) if bits >= 8])
     count = len(case.layer_names)
     configurations = configurations_of(

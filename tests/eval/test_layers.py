@@ -10,6 +10,7 @@ import references
 import torch
 from torch import nn
 
+from qbw_eval.quantization import numerics
 from qbw_eval.quantization.bitwidths import name_layers
 from qbw_eval.quantization.layers import (
     BitwidthError,
@@ -20,8 +21,8 @@ from qbw_eval.quantization.layers import (
     SwitchableBatchNorm2d,
 )
 
-WEIGHTS = ("none", "dorefa", "dorefa_scaled", "lsq")
-ACTIVATIONS = ("none", "dorefa", "pact", "lsq")
+WEIGHTS = ("none", "dorefa", "dorefa_scaled", "lsq", "lsqplus")
+ACTIVATIONS = ("none", "dorefa", "pact", "lsq", "lsqplus")
 GEOMETRIES = [
     {"kernel_size": 3, "stride": 1, "padding": 1, "groups": 1, "bias": False},
     {"kernel_size": 1, "stride": 2, "padding": 0, "groups": 1, "bias": True},
@@ -35,7 +36,7 @@ def options_for(weight: str, activation: str) -> tuple[int, ...]:
 
 
 def randomize(layer: QuantizedLayer, seed: int) -> None:
-    """Give weights, bias, clipping values and steps random values, different for every option."""
+    """Give weights, bias, clipping values, steps and zero points random values, different for every option."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in layer.named_parameters():
         values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
@@ -45,8 +46,8 @@ def randomize(layer: QuantizedLayer, seed: int) -> None:
 
 
 def learned_value(layer: QuantizedLayer, which: str, bits: int) -> float:
-    """Return the clipping value or step of `bits`: the entry of its option, or the only entry."""
-    values = layer.alpha if which == "alpha" else getattr(layer, which).step_size
+    """Return the clipping value, step or zero point of `bits`: the entry of its option, or the only entry."""
+    values = layer.get_parameter(which)
     options = list(layer.bitwidth_options)
     own = len(values) == len(options) > 1 and bits in options
     return values.tolist()[options.index(bits) if own else 0]
@@ -55,12 +56,18 @@ def learned_value(layer: QuantizedLayer, which: str, bits: int) -> float:
 def quantized(layer: QuantizedLayer, x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the layer's quantized input and weights, by NumPy."""
     settings = layer.quantizers
-    step = learned_value(layer, "quantize_w", bits) if settings.weight == "lsq" else 0.0
-    which = {"pact": "alpha", "lsq": "quantize_a"}.get(settings.activation)
-    parameter = learned_value(layer, which, bits) if which else 0.0
+    names = dict(layer.named_parameters())
+    step, of_weights, alpha, of_activations, zero_point = (
+        learned_value(layer, name, bits) if name in names else 0.0
+        for name in ("quantize_w.step_size", "quantize_w.zp", "alpha", "quantize_a.step_size", "quantize_a.zp")
+    )
+    weights = references.quantized_weight(settings.weight, layer.weight.detach().numpy(), bits, step, of_weights)
+    if settings.weight_normalization and bits < 32:
+        weights = references.normalized_weight(weights)
+    parameter = of_activations if settings.activation != "pact" else alpha
     return (
-        references.quantized_activation(settings.activation, settings.weight, x, bits, parameter),
-        references.quantized_weight(settings.weight, layer.weight.detach().numpy(), bits, step),
+        references.quantized_activation(settings.activation, settings.weight, x, bits, parameter, zero_point),
+        weights,
     )
 
 
@@ -70,8 +77,14 @@ def test_a_convolution_is_numpys_on_quantized_inputs_and_weights(
     weight: str, activation: str, switchable: bool
 ) -> None:
     options = options_for(weight, activation)
-    quantizers = Quantizers(options=options, weight=weight, activation=activation, switchable=switchable)
-    for seed, geometry in enumerate(GEOMETRIES):
+    for seed, (geometry, normalized) in enumerate(product(GEOMETRIES, (False, True))):
+        quantizers = Quantizers(
+            options=options,
+            weight=weight,
+            activation=activation,
+            switchable=switchable,
+            weight_normalization=normalized,
+        )
         layer = QuantConv2d(4, 8, quantizers=quantizers, **geometry).double()
         randomize(layer, seed)
         x = np.random.default_rng(seed).normal(size=(2, 4, 7, 6))
@@ -95,8 +108,10 @@ def test_a_linear_layer_is_numpys_on_quantized_inputs_and_weights(
     weight: str, activation: str, switchable: bool
 ) -> None:
     options = options_for(weight, activation)
-    quantizers = Quantizers(options=options, weight=weight, activation=activation, switchable=switchable)
     for seed, bias in enumerate([True, False]):
+        quantizers = Quantizers(
+            options=options, weight=weight, activation=activation, switchable=switchable, weight_normalization=bias
+        )
         layer = QuantLinear(6, 5, quantizers=quantizers, bias=bias).double()
         randomize(layer, seed)
         x = np.random.default_rng(seed).normal(size=(3, 2, 6))
@@ -126,6 +141,18 @@ def test_32_among_the_options_has_its_own_entry_and_stays_unquantized() -> None:
             {"weight": (3, 2), "quantize_w.step_size": (3,), "quantize_a.step_size": (3,)},
         ),
         (Quantizers(options=(2, 4), weight="lsq"), {"weight": (3, 2), "quantize_w.step_size": (1,)}),
+        (
+            Quantizers(options=(2, 4), weight="lsqplus", activation="lsqplus"),
+            {
+                "weight": (3, 2),
+                **{f"quantize_{which}.{name}": (1,) for which in "wa" for name in ("step_size", "zp")},
+            },
+        ),
+        (
+            Quantizers(options=(2, 4, 8), weight="dorefa", activation="lsqplus", switchable=True),
+            {"weight": (3, 2), "quantize_a.step_size": (3,), "quantize_a.zp": (3,)},
+        ),
+        (Quantizers(options=(2, 4), weight_normalization=True), {"weight": (3, 2)}),
     ],
 )
 def test_state_dict_keys_are_the_seeds(quantizers: Quantizers, names: dict[str, tuple[int, ...]]) -> None:
@@ -142,15 +169,95 @@ def test_learned_values_start_where_their_papers_say() -> None:
     assert layer.quantize_w.step_size.tolist() == pytest.approx(steps, rel=1e-6)
 
 
+def test_lsq_pluss_learned_values_start_where_the_weights_are() -> None:
+    quantizers = Quantizers(options=(1, 2, 32), weight="lsqplus", activation="lsqplus", switchable=True)
+    layer = QuantConv2d(2, 3, 3, quantizers=quantizers)
+    weight = layer.weight.detach().double().numpy()
+    reach = max(abs(weight.mean() - 3 * weight.std()), abs(weight.mean() + 3 * weight.std()))
+    assert layer.quantize_w.step_size.tolist() == pytest.approx([reach, reach / 2, 1e-8], rel=1e-5)
+    assert layer.quantize_w.zp.tolist() == [0.5, 1.5, 2.0**30]
+    for bits in (1, 2):  # the levels lie evenly around zero
+        layer.set_bitwidth(bits)
+        assert len(layer.quantize_weight().abs().unique()) <= 2 ** (bits - 1)
+    assert layer.quantize_a.step_size.tolist() == [1.0, 1.0, 1.0]
+    assert layer.quantize_a.zp.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("switchable", [False, True], ids=["shared", "switchable"])
+def test_lsq_plus_activations_start_from_what_the_layer_receives(switchable: bool) -> None:
+    quantizers = Quantizers(options=(2, 4), activation="lsqplus", switchable=switchable)
+    layer = QuantLinear(3, 2, quantizers=quantizers)
+    levels = torch.tensor([-0.5, 0.0, 0.5, 1.0])  # which 2 bits can hold exactly, and 4 bits with a fifth of the step
+    layer.initialize_activation_steps(levels.repeat(6).reshape(8, 3))
+    steps, zero_points = ([0.5, 0.1], [1.0, 5.0]) if switchable else ([0.5], [1.0])
+    assert layer.quantize_a.step_size.tolist() == pytest.approx(steps)
+    assert layer.quantize_a.zp.tolist() == pytest.approx(zero_points)
+    layer.set_bitwidth(2)
+    torch.testing.assert_close(layer.quantize_activation(levels), levels)
+    layer.initialize_activation_steps(torch.zeros(2, 3))
+    assert (layer.quantize_a.step_size == 1e-8).all()
+    assert (layer.quantize_activation(torch.zeros(2, 3)) == 0).all()
+
+
+# --- weight normalization -------------------------------------------------------------------------------------------
+
+
+def test_normalized_weights_have_a_standard_deviation_of_1_below_32_bits() -> None:
+    for weight in WEIGHTS:
+        layer = QuantConv2d(4, 8, 3, quantizers=Quantizers(options=(2, 8), weight=weight, weight_normalization=True))
+        plain = QuantConv2d(4, 8, 3, quantizers=Quantizers(options=(2, 8), weight=weight))
+        plain.load_state_dict(layer.state_dict())
+        for bits in (2, 8):
+            layer.set_bitwidth(bits)
+            plain.set_bitwidth(bits)
+            assert torch.equal(layer.quantize_weight(), plain.quantize_weight() / plain.quantize_weight().std())
+            assert layer.quantize_weight().std().item() == pytest.approx(1, rel=1e-6)
+        layer.set_bitwidth(32)
+        plain.set_bitwidth(32)
+        assert torch.equal(layer.quantize_weight(), plain.quantize_weight())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3)], ids=["a single weight", "equal weights"])
+def test_weights_without_spread_are_not_normalized(shape: tuple[int, int]) -> None:
+    layer = QuantLinear(*shape, quantizers=Quantizers(options=(2,), weight_normalization=True))
+    layer.weight.data.fill_(0.7)
+    assert (layer.quantize_weight() == 1).all()
+    assert layer.weight_unit() == 1 / 3
+
+
+def test_the_standard_deviation_takes_no_gradient() -> None:
+    layer = QuantLinear(6, 5, quantizers=Quantizers(options=(4,), weight="lsq", weight_normalization=True))
+    std = numerics.lsq(layer.weight, layer.quantize_w.step_size[0], 4, True).std().item()
+    layer.quantize_weight().sum().backward()
+    found = layer.weight.grad
+    layer.weight.grad = None
+    (numerics.lsq(layer.weight, layer.quantize_w.step_size[0], 4, True) / std).sum().backward()
+    torch.testing.assert_close(found, layer.weight.grad)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("weight", ["dorefa", "dorefa_scaled", "lsq"])
+def test_normalized_weights_are_whole_multiples_of_their_unit(weight: str, bits: int) -> None:
+    options = (bits,) if bits > 1 or weight != "lsq" else (2,)
+    layer = QuantConv2d(16, 8, 3, quantizers=Quantizers(options=options, weight=weight, weight_normalization=True))
+    nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(bits))
+    unit = layer.weight_unit()
+    assert unit is not None
+    multiples = layer.quantize_weight().detach().double() / unit
+    assert (multiples - multiples.round()).abs().max() < 1e-4
+    assert multiples.round().unique().numel() > 1
+
+
 @pytest.mark.parametrize("switchable", [False, True])
 def test_a_step_or_clipping_value_gets_a_gradient_only_at_its_own_bitwidth(switchable: bool) -> None:
-    for weight, activation in (("lsq", "lsq"), ("dorefa", "pact")):
+    for weight, activation in (("lsq", "lsq"), ("lsqplus", "lsqplus"), ("dorefa", "pact")):
         quantizers = Quantizers(options=(2, 4, 8), weight=weight, activation=activation, switchable=switchable)
         layer = QuantConv2d(2, 3, 3, quantizers=quantizers)
         randomize(layer, 0)
         layer.set_bitwidth(4)
         layer(torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0)) * 3).sum().backward()
-        learned = [p.grad for name, p in layer.named_parameters() if "alpha" in name or "step" in name]
+        learned = [p.grad for name, p in layer.named_parameters() if name.endswith(("alpha", "step_size", "zp"))]
+        assert len(learned) == {"pact": 1, "lsq": 2, "lsqplus": 4}[activation]
         for gradient in learned:
             assert (gradient != 0).tolist() == ([False, True, False] if switchable else [True])
 
@@ -286,3 +393,4 @@ def test_quantizers_that_make_no_sense_are_refused(settings: dict[str, object], 
 def test_one_bit_and_32_bits_are_the_ends_of_what_dorefa_offers() -> None:
     assert Quantizers(options=(1, 32)).options == (1, 32)
     assert Quantizers(options=(2, 32), weight="lsq").options == (2, 32)
+    assert Quantizers(options=(1, 32), weight="lsqplus", activation="lsqplus").options == (1, 32)

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.experiment import Experiment, experiment_from_mapping
 from qbw_eval.networks.build import build_network, load_network, quantizers_of
+from qbw_eval.networks.facts import network_facts
 from qbw_eval.networks.resnet import SHAPES, ResNet
+from qbw_eval.quantization import numerics
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, set_bitwidths
-from qbw_eval.quantization.layers import Quantizers, SwitchableBatchNorm2d
+from qbw_eval.quantization.layers import QuantizedLayer, Quantizers, SwitchableBatchNorm2d
 from schemas.errors import UsageError
 
 PLAIN = Quantizers(options=(32,), weight="none", activation="none")
@@ -62,7 +64,13 @@ def test_cifar_networks_have_their_papers_size(name: str, parameters: int) -> No
 @pytest.mark.parametrize(
     ("name", "parameters", "tensors"),
     # As torchvision's documentation gives them, and the number of entries of its state dicts.
-    [("resnet18", 11_689_512, 122), ("resnet34", 21_797_672, 218), ("resnet50", 25_557_032, 320)],
+    [
+        ("resnet18", 11_689_512, 122),
+        ("resnet34", 21_797_672, 218),
+        ("resnet50", 25_557_032, 320),
+        ("resnet101", 44_549_160, 626),
+        ("resnet152", 60_192_808, 932),
+    ],
 )
 def test_larger_networks_have_torchvisions_size(name: str, parameters: int, tensors: int) -> None:
     network = on_meta(name, width=64, in_channels=3, num_classes=1000)
@@ -229,6 +237,39 @@ def test_the_experiments_settings_reach_the_network() -> None:
     assert "bn1.bn_dict.4.weight" in state
 
 
+def test_weight_normalization_reaches_the_network_and_its_identity_and_changes_no_other() -> None:
+    def facts(method: Mapping[str, object]) -> dict[str, object]:
+        settings = experiment(method=method)
+        return network_facts(settings, build_network(settings))
+
+    assert quantizers_of(experiment(method={"sat_weight_normalization": True})).weight_normalization
+    plain = facts({})
+    assert plain == {
+        "name": "resnet8",
+        "width": 4,
+        "in_channels": 2,
+        "num_classes": 5,
+        "batch_norm": "shared",
+        "quantize_first_and_last": False,
+        "weight": "dorefa",
+        "activation": "dorefa",
+        "switchable": False,
+        "trained_options": [2, 4],
+    }
+    assert facts({"sat_weight_normalization": False}) == plain
+    assert facts({"sat_weight_normalization": True}) == {**plain, "weight_normalization": True}
+    assert facts({"weight_quantization": "lsqplus"}) == {**plain, "weight": "lsqplus"}
+
+
+def test_first_steps_of_lsq_plus_suit_the_first_weights() -> None:
+    settings = experiment(method={"weight_quantization": "lsqplus", "switchable_clipping": True})
+    for layer in quantized_layers(build_network(settings)).values():
+        assert isinstance(layer, QuantizedLayer)
+        step, zero_point = numerics.lsq_plus_initial_weight(layer.weight.detach(), 2)
+        assert layer.quantize_w.step_size[0] == step
+        assert layer.quantize_w.zp[0] == zero_point
+
+
 def test_where_quantization_is_off_every_layer_runs_unquantized() -> None:
     settings = experiment().model_copy()
     off = settings.model_copy(update={"quantization": settings.quantization.model_copy(update={"enable": False})})
@@ -262,9 +303,11 @@ def saved_network(settings: Experiment) -> ResNet:
         experiment(),
         experiment(batch_norm="switchable", quantize_first_and_last=True),
         experiment(method={"weight_quantization": "lsq", "activation_quantization": "lsq"}),
+        experiment(method={"weight_quantization": "lsqplus", "activation_quantization": "lsqplus"}),
+        experiment(method={"sat_weight_normalization": True}),
         experiment(name="resnet50", method={"activation_quantization": "pact", "switchable_clipping": True}),
     ],
-    ids=["dorefa", "switchable batch norm", "lsq", "pact resnet50"],
+    ids=["dorefa", "switchable batch norm", "lsq", "lsqplus", "normalized", "pact resnet50"],
 )
 def test_a_loaded_network_computes_what_the_saved_one_did(settings: Experiment) -> None:
     network = saved_network(settings)

@@ -198,10 +198,31 @@ def test_ties_are_there_to_be_got_wrong() -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("zero_point", [0.0, 0.5, 2.0, -1.25, 100.3])
+def test_lsq_plus_is_exactly_numpys(bits: int, zero_point: float) -> None:
+    with np.errstate(over="ignore"):  # 1.7e308 / s is infinite, and clipped
+        for step, x in steps_and_values(min(bits, 16), signed=True):
+            s, z = (torch.tensor(value, dtype=torch.float64) for value in (step, zero_point))
+            exactly_equal(numerics.lsq_plus(tensor(x), s, z, bits), references.lsq_plus(x, step, zero_point, bits))
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["weight", "activation"])
+def test_with_a_whole_zero_point_lsq_plus_has_lsqs_levels(signed: bool) -> None:
+    x = tensor(np.random.default_rng(0).normal(size=2000) * 3)
+    step = torch.tensor(0.25, dtype=torch.float64)  # a power of two: sums with whole numbers are exact
+    for bits in (2, 4, 8):
+        zero_point = torch.tensor(2.0 ** (bits - 1) if signed else 0.0, dtype=torch.float64)
+        ties = (x / step).frac().abs() == 0.5
+        ours, lsqs = numerics.lsq_plus(x, step, zero_point, bits), numerics.lsq(x, step, bits, signed)
+        assert torch.equal(ours[~ties], lsqs[~ties])
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_nan_stays_nan(bits: int) -> None:
     x, one = torch.tensor([math.nan, 0.3]), torch.tensor(1.0)
     quantized = [numerics.dorefa_activation(x, bits), numerics.pact_activation(x, one, bits)]
     quantized += [numerics.lsq(x, one, bits, signed) for signed in (True, False)] if bits > 1 else []
+    quantized += [numerics.lsq_plus(x, one, one / 3, bits)]
     assert all(values[0].isnan() and not values[1].isnan() for values in quantized)
     assert numerics.dorefa_weight(x, bits)[0].isnan()
     assert numerics.dorefa_scaled_weight(x, bits)[0].isnan()
@@ -263,6 +284,7 @@ arrays = st_numpy.arrays(np.float64, st.integers(1, 300), elements=finite)
 bitwidths = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8])
 lsq_bitwidths = st.sampled_from([2, 3, 4, 5, 6, 7, 8])
 scales = st.floats(1e-6, 1e3)
+ZERO_POINT = 1.4
 QUANTIZERS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "dorefa_weight": lambda x, _scale, bits: numerics.dorefa_weight(x, bits),
     "dorefa_scaled_weight": lambda x, _scale, bits: numerics.dorefa_scaled_weight(x, bits),
@@ -270,6 +292,9 @@ QUANTIZERS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "pact": lambda x, scale, bits: numerics.pact_activation(x, torch.tensor(scale, dtype=torch.float64), bits),
     "lsq_weight": lambda x, scale, bits: numerics.lsq(x, torch.tensor(scale, dtype=torch.float64), bits, True),
     "lsq_activation": lambda x, scale, bits: numerics.lsq(x, torch.tensor(scale, dtype=torch.float64), bits, False),
+    "lsq_plus": lambda x, scale, bits: numerics.lsq_plus(
+        x, torch.tensor(scale, dtype=torch.float64), torch.tensor(ZERO_POINT, dtype=torch.float64), bits
+    ),
 }
 any_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
 
@@ -314,6 +339,8 @@ def test_outputs_are_within_their_range(x: Floats, scale: float, bits: int) -> N
     assert 0 <= lowest["pact"] <= highest["pact"] <= scale * rounding
     assert -scale * 2 ** (bits - 1) <= lowest["lsq_weight"] <= highest["lsq_weight"] <= scale * (2 ** (bits - 1) - 1)
     assert 0 <= lowest["lsq_activation"] <= highest["lsq_activation"] <= scale * (2**bits - 1)
+    below, above = ZERO_POINT * scale * rounding, (2**bits - 1 - ZERO_POINT) * scale * rounding
+    assert -below <= lowest["lsq_plus"] <= highest["lsq_plus"] <= above
 
 
 @unhurried
@@ -355,7 +382,7 @@ def test_shape_and_dtype_are_kept(name: str) -> None:
             assert (quantized.shape, quantized.dtype) == (x.shape, dtype)
 
 
-@pytest.mark.parametrize("name", ["dorefa_weight", "pact", "lsq_weight", "lsq_activation"])
+@pytest.mark.parametrize("name", ["dorefa_weight", "pact", "lsq_weight", "lsq_activation", "lsq_plus"])
 def test_32_bits_is_the_very_tensor(name: str) -> None:
     x = torch.randn(5)
     assert QUANTIZERS[name](x, 0.5, 32) is x
@@ -422,6 +449,28 @@ def test_lsq_follows_equations_3_and_5_of_its_paper(bits: int, signed: bool) -> 
 
 
 @pytest.mark.parametrize("bits", ROUNDED)
+@pytest.mark.parametrize("zero_point", [0.0, 1.3, -0.7])
+def test_lsq_plus_is_differentiated_straight_through_the_rounding(bits: int, zero_point: float) -> None:
+    n = 2**bits - 1
+    values = (np.random.default_rng(bits).uniform(-0.3 * n, 1.3 * n, size=400) - zero_point) * 0.3  # none on a bound
+    x, step, z, above = leaf(values), leaf(0.3), leaf(zero_point), upstream(400)
+    numerics.lsq_plus(x, step, z, bits).backward(above)
+    v, up = values / 0.3 + zero_point, above.numpy()
+    below, beyond = v < 0, v > n
+    assert below.any()
+    assert beyond.any()
+    inside = ~below & ~beyond
+    scale = 1 / math.sqrt(400 * n)
+    np.testing.assert_allclose(x.grad, up * inside, rtol=1e-12)
+    # Inside, d/ds of (round(x/s + z) - z) s is the rounding's error; outside, the level's distance from the zero point.
+    slope = np.where(inside, np.rint(v) - v, np.where(below, 0.0, n) - zero_point)
+    assert step.grad is not None
+    assert step.grad.item() == pytest.approx((up * slope).sum() * scale, rel=1e-9)
+    assert z.grad is not None
+    assert z.grad.item() == pytest.approx((up * ~inside * -0.3).sum() * scale, rel=1e-9)
+
+
+@pytest.mark.parametrize("bits", ROUNDED)
 def test_the_gradient_of_dorefa_weights_is_that_of_the_normalized_tanh(bits: int) -> None:
     values = some_weights(3, 60)
     w, above = leaf(values), upstream(60)
@@ -462,3 +511,47 @@ def test_lsqs_first_step_is_twice_the_mean_magnitude_over_the_root_of_the_larges
 ) -> None:
     step = numerics.lsq_initial_step(torch.tensor(0.6, dtype=torch.float64), bits, signed)
     assert step.item() == pytest.approx(1.2 / math.sqrt(largest), rel=1e-15)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("mean", [0.0, -0.4, 1.0])
+def test_lsq_pluss_first_step_of_weights_spans_three_standard_deviations(bits: int, mean: float) -> None:
+    w = np.random.default_rng(bits).normal(size=500) * 0.2 + mean
+    reach = max(abs(w.mean() - 3 * w.std()), abs(w.mean() + 3 * w.std()))
+    step, zero_point = numerics.lsq_plus_initial_weight(tensor(w), bits)
+    assert step.item() == pytest.approx(reach / 2 ** (bits - 1), rel=1e-12)
+    assert zero_point.item() == (2**bits - 1) / 2
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("kind", ["relu", "swish", "outlier", "positive", "negative"])
+def test_lsq_pluss_first_levels_of_activations_are_the_best_of_32_ranges(bits: int, kind: str) -> None:
+    x = np.random.default_rng(bits).normal(size=2000)
+    x = {
+        "relu": np.maximum(x, 0),
+        "swish": x / (1 + np.exp(-x)),
+        "outlier": np.append(np.maximum(x, 0), 8.0),
+        "positive": np.abs(x) + 3,
+        "negative": -np.abs(x) - 3,
+    }[kind]
+    low, high, n = min(x.min(), 0), max(x.max(), 0), 2**bits - 1
+    ranges = [(low * part / 32, high * part / 32) for part in range(1, 33)]
+    errors = [
+        np.square(references.lsq_plus(x, (top - bottom) / n, -bottom / ((top - bottom) / n), bits) - x).mean()
+        for bottom, top in ranges
+    ]
+    step, zero_point = numerics.lsq_plus_initial_activation(tensor(x), bits)
+    found = references.lsq_plus(x, step.item(), zero_point.item(), bits)
+    assert np.square(found - x).mean() == pytest.approx(min(errors), rel=1e-9)
+    if kind == "outlier" and bits == 2:
+        assert n * step.item() < 4, "a single value does not decide"
+
+
+def test_lsq_pluss_first_steps_are_positive_where_there_is_nothing_to_measure() -> None:
+    zeros = torch.zeros(10)
+    for step, zero_point in (
+        numerics.lsq_plus_initial_activation(zeros, 4),
+        numerics.lsq_plus_initial_weight(zeros, 4),
+    ):
+        assert step.item() == pytest.approx(numerics.SMALLEST_SCALE)
+        assert bool((numerics.lsq_plus(zeros, step, zero_point, 4).abs() < 1e-7).all())

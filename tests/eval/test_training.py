@@ -17,8 +17,16 @@ from qbw_eval.data.split import Split
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, experiment_from_mapping
 from qbw_eval.networks.build import build_network, load_network
+from qbw_eval.quantization import numerics
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, set_bitwidths
-from qbw_eval.training import EpochResult, TrainingError, initialize_activation_steps, train
+from qbw_eval.training import (
+    EpochResult,
+    TrainingError,
+    _keep_scales_positive,
+    epoch_files,
+    initialize_activation_steps,
+    train,
+)
 
 CPU = torch.device("cpu")
 
@@ -56,7 +64,7 @@ def trained(
     settings: Experiment, folder: Path, log: Callable[[str], object] = lambda _line: None, data: Split = TRAIN
 ) -> list[EpochResult]:
     folder.mkdir()
-    return list(train(settings, data, VALIDATION, folder, device=CPU, log=log))
+    return list(train(settings, data, VALIDATION, epoch_files(folder, settings), device=CPU, log=log))
 
 
 def state_of(result: EpochResult) -> Mapping[str, Tensor]:
@@ -66,11 +74,11 @@ def state_of(result: EpochResult) -> Mapping[str, Tensor]:
 # --- reproducible ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["pact", "lsq"])
+@pytest.mark.parametrize("activation", ["pact", "lsq", "lsqplus"])
 def test_equal_settings_give_byte_identical_checkpoints(tmp_path: Path, activation: str) -> None:
     settings = experiment(
         method={
-            "weight_quantization": "lsq" if activation == "lsq" else "dorefa",
+            "weight_quantization": "dorefa" if activation == "pact" else activation,
             "activation_quantization": activation,
         }
     )
@@ -175,11 +183,17 @@ def test_simple_validation_scores_one_bitwidth(tmp_path: Path, method: dict[str,
     [
         ({"weight_quantization": "lsq", "activation_quantization": "lsq", "switchable_clipping": True}, {}),
         ({"weight_quantization": "lsq", "activation_quantization": "lsq"}, {"batch_norm": "switchable"}),
+        ({"weight_quantization": "lsqplus", "activation_quantization": "lsqplus", "switchable_clipping": True}, {}),
+        ({"weight_quantization": "lsqplus", "activation_quantization": "lsqplus", "bitwidth_options": [1, 8]}, {}),
+        ({"activation_quantization": "pact", "sat_weight_normalization": True}, {}),
         ({"activation_quantization": "pact", "switchable_clipping": False}, {"quantize_first_and_last": True}),
         ({"weight_quantization": "dorefa_scaled", "activation_quantization": "dorefa"}, {"batch_norm": "switchable"}),
         ({"bitwidth_options": [1, 32], "activation_quantization": "dorefa"}, {"batch_norm": "switchable"}),
     ],
-    ids=["lsq", "lsq, switchable batch norm", "pact shared, first and last", "dorefa_scaled", "1 and 32 bits"],
+    ids=[
+        *("lsq", "lsq, switchable batch norm", "lsqplus", "lsqplus shared, 1 and 8 bits", "pact, normalized"),
+        *("pact shared, first and last", "dorefa_scaled", "1 and 32 bits"),
+    ],
 )
 def test_the_loss_falls_with_every_quantizer(tmp_path: Path, method: dict[str, object], model: dict[str, Any]) -> None:
     results = trained(
@@ -189,9 +203,9 @@ def test_the_loss_falls_with_every_quantizer(tmp_path: Path, method: dict[str, o
     assert all(map(math.isfinite, losses))
     assert losses[-1] < 0.7 * losses[0], losses
     before = build_network_again(experiment(method=method, **model))
-    learned = [name for name in state_of(results[-1]) if name.endswith((".alpha", ".step_size"))]
+    learned = [name for name in state_of(results[-1]) if name.endswith((".alpha", ".step_size", ".zp"))]
     assert all(not torch.equal(state_of(results[-1])[name], before[name]) for name in learned)
-    assert bool(learned) is ("pact" in method.values() or "lsq" in method.values())
+    assert bool(learned) is bool({"pact", "lsq", "lsqplus"} & set(map(str, method.values())))
 
 
 def build_network_again(settings: Experiment) -> Mapping[str, Tensor]:
@@ -226,6 +240,30 @@ def test_activation_steps_start_from_what_each_layer_receives_in_full_precision(
     assert after["layer1.0.conv1.quantize_a.step_size"].tolist() == pytest.approx(expected, rel=1e-6)
 
 
+def test_lsq_plus_starts_from_the_best_of_some_ranges_of_what_each_layer_receives() -> None:
+    settings = experiment(method={"activation_quantization": "lsqplus", "switchable_clipping": True})
+    network = build_network(settings).train()
+    initialize_activation_steps(network, TRAIN.inputs[:16])
+    with torch.no_grad():  # the first layer receives the unquantized stem's output
+        x = torch.relu(network.eval().bn1(network.conv1(TRAIN.inputs[:16])))
+    after = network.state_dict()
+    for index, bits in enumerate((2, 4, 8)):
+        step, zero_point = numerics.lsq_plus_initial_activation(x, bits)
+        assert after["layer1.0.conv1.quantize_a.step_size"][index] == step
+        assert after["layer1.0.conv1.quantize_a.zp"][index] == zero_point
+
+
+def test_steps_and_clipping_values_stay_positive_and_zero_points_go_where_they_like() -> None:
+    settings = experiment(method={"weight_quantization": "lsqplus", "activation_quantization": "pact"})
+    network = build_network(settings)
+    for parameter in network.parameters():
+        parameter.data.fill_(-1.5)
+    _keep_scales_positive(network)
+    kept = {name: parameter.unique().tolist() for name, parameter in network.named_parameters()}
+    assert kept["layer1.0.conv1.quantize_w.step_size"] == kept["layer1.0.conv1.alpha"] == [pytest.approx(1e-8)]
+    assert kept["layer1.0.conv1.quantize_w.zp"] == kept["layer1.0.conv1.weight"] == [-1.5]
+
+
 def test_training_starts_from_those_steps(tmp_path: Path) -> None:
     settings = experiment(
         method={"activation_quantization": "lsq", "switchable_clipping": True},
@@ -241,15 +279,17 @@ def test_training_starts_from_those_steps(tmp_path: Path) -> None:
             assert (tensor < 0.9).all()  # what `StepSize` starts at is 1
 
 
-def test_steps_from_a_checkpoint_are_not_overwritten_by_the_first_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantizer", ["lsq", "lsqplus"])
+def test_steps_from_a_checkpoint_are_not_overwritten_by_the_first_batch(tmp_path: Path, quantizer: str) -> None:
     settings = experiment(
-        method={"weight_quantization": "lsq", "activation_quantization": "lsq", "switchable_clipping": True},
+        method={"weight_quantization": quantizer, "activation_quantization": quantizer, "switchable_clipping": True},
         training={"epochs": 1},
     )
     (result,) = trained(settings, tmp_path / "out")
     network = load_network(settings, state_of(result), "test")
-    steps = {name: tensor.clone() for name, tensor in network.state_dict().items() if name.endswith("step_size")}
-    assert len(steps) == 2 * len(quantized_layers(network))
+    learned = (".step_size", ".zp") if quantizer == "lsqplus" else (".step_size",)
+    steps = {name: tensor.clone() for name, tensor in network.state_dict().items() if name.endswith(learned)}
+    assert len(steps) == 2 * len(learned) * len(quantized_layers(network))
     for bits in (2, 8, 32):
         set_bitwidths(network, dict.fromkeys(get_bitwidths(network), bits))
         for training in (False, True):

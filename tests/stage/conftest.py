@@ -8,7 +8,7 @@ import torch
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.experiment import experiment_from_mapping
-from qbw_eval.training import train
+from qbw_eval.training import epoch_files, train
 
 TINY = {
     "experiment": "tiny",
@@ -34,6 +34,8 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = experiment_from_mapping(TINY, "TINY")
     splits = load_split(experiment.data, "train"), load_split(experiment.data, "validation")
     experiment = with_data_shape(experiment, splits[0])
-    results = list(train(experiment, *splits, folder, device=torch.device("cpu"), log=lambda _line: None))
+    results = list(
+        train(experiment, *splits, epoch_files(folder, experiment), device=torch.device("cpu"), log=lambda _line: None)
+    )
     assert results[-1].val_acc > 0.4, "it is to have learned something"
     return folder

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from stage_references import qbw_eval, scaled_as_pillow_does
 
-from qbw_eval.data import image_folder
+from qbw_eval.data import image_folder, room
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.fit import check_data_fit, with_data_shape
 from qbw_eval.data.sources import load_split
@@ -489,13 +489,13 @@ def test_without_pillow_the_source_says_what_to_install(folder: Path, monkeypatc
 def test_more_than_fits_is_refused_before_anything_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(2, 12):
         (folder / f"bee/{index}.png").write_bytes(b"never looked at")
-    monkeypatch.setattr(image_folder, "free_memory", lambda _device: 8 * 2**20)
+    monkeypatch.setattr(room, "free_memory", lambda _device: 8 * 2**20)
     assert refusal(folder, size=512, resize=512) == (
         ": 12 images of 3x512x512 need 36.0 MiB of memory, more than 6.0 MiB (three quarters of what is free); "
         "use fewer (--limit), or a smaller data.size"
     )
     assert len(load(folder, size=512, resize=512, limit=2)) == 2
-    monkeypatch.setattr(image_folder, "free_memory", lambda _device: 2**32)
+    monkeypatch.setattr(room, "free_memory", lambda _device: 2**32)
     assert "need 36.0 GiB of memory, more than 3.0 GiB" in refusal(folder, size=16384)
 
 

@@ -116,6 +116,7 @@ OTHERS: dict[str, tuple[object, ...]] = {
         f"config: {name}": ("--config", TINY_CONFIG.replace(before, after))
         for name, before, after in (
             ("weight quantizer", "quantization: pact", "quantization: pact, weight_quantization: dorefa_scaled"),
+            ("weight normalization", "quantization: pact", "quantization: pact, sat_weight_normalization: true"),
             ("options of the training", "[2, 4, 8]", "[2, 3, 4, 8]"),
             ("seed", "seed: 5", "seed: 7"),
         )
