@@ -239,6 +239,31 @@ def test_a_layer_that_differs_in_the_last_place_is_run_as_ours_only_with_integer
         assert torch.equal(found, expected)
 
 
+class AsInTheSeed(Conv):
+    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, bits, n = dorefa_activation(x, self.curr_bitwidth), self.curr_bitwidth, 2**self.curr_bitwidth - 1
+        t = self.weight.tanh()
+        t = t / (2 * (t.abs().max() + 1e-8)) + 0.5
+        return a, self.weight if bits == 32 else 2 * torch.round(t * n) / n - 1
+
+
+@pytest.mark.parametrize("kind", [Conv, AsInTheSeed])
+def test_small_weights_round_as_the_layers_own_formula_has_it(kind: Any) -> None:
+    """The seed family adds 1e-8 to the largest |tanh(w)|, the paper does not: a difference where that is small."""
+    network = Network(kind)
+    with torch.no_grad():
+        for layer in (network.first, network.second):
+            layer.weight.mul_(1e-4)
+    weights = [dorefa_weight(network.first.weight, 8), AsInTheSeed.quantized(network.first, X[:, :1])[1]]
+    assert not torch.equal(*weights)
+    adopted = adopt_layers(network, X[:2], OPTIONS)
+    assert (len(adopted.stand_ins), adopted.refused) == (3, {})
+    assert torch.equal(adopted.stand_ins[network.first].quantize_weight(), weights[kind is AsInTheSeed])
+    engine = IncrementalEngine(network, LAYERS, X[:2], 10**7, adopted.stand_ins)
+    for found, expected in zip(logits(engine), logits(ReferenceEngine(network, LAYERS)), strict=True):
+        assert torch.equal(found, expected)
+
+
 # --- who is not what he says ------------------------------------------------------------------------------------------
 
 
