@@ -69,7 +69,9 @@ class Adopted:
             said.append(f"{_layers(rounding)} as ours where integers are computed with, being equal but for rounding")
         if self.refused:
             name, why = next(iter(self.refused.items()))
-            said.append(f"{_layers(len(self.refused))} as they are, such as {name}: {why}")
+            one = len(self.refused) == 1
+            as_is = "as it is," if one else "as they are, such as"
+            said.append(f"{_layers(len(self.refused))} {as_is} {name}: {why}")
         return said
 
 

@@ -366,7 +366,12 @@ class Asks(Network):
 def test_a_layer_is_left_as_it_is_where_something_else_looks_on_or_calls_it_in_another_way() -> None:
     network = Network(Conv)
     hook = network.first.register_forward_hook(lambda _module, _arguments, output: output + 1)
-    assert adopt_layers(network, X[:2], OPTIONS).refused == {"first": "it has forward hooks"}
+    adopted = adopt_layers(network, X[:2], OPTIONS)
+    assert adopted.refused == {"first": "it has forward hooks"}
+    assert adopted.remarks == [
+        "2 layers run as ours, having given the same bits",
+        "1 layer runs as it is, first: it has forward hooks",
+    ]
     hook.remove()
     lacking = "its bitwidth_options [2, 4, 8] lack some of [8, 16]"
     assert adopt_layers(network, X[:2], [8, 16]).refused == dict.fromkeys(LAYERS, lacking)
