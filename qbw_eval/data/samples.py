@@ -261,7 +261,7 @@ class SampleReader:
                 f"{_plain(file)}: {where}: expected shape {tuple(first.shape)}, as in {self._first_name()}, "
                 f"found {tuple(tensor.shape)}"
             )
-        tensor = tensor.float().contiguous()
+        tensor = tensor.detach().float().contiguous()  # one that wants a gradient was saved as such
         if not bool(tensor.isfinite().all()):
             count = int((~tensor.isfinite()).sum())
             raise DataError(f"{_plain(file)}: {where}: {count} values are NaN or infinite; take it out of the index")
