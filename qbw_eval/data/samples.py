@@ -87,7 +87,9 @@ def _below_root(path: Path, root: Path | None) -> Path | None:
     """Return the path, or the longest end of it that is a file below `root`; None where there is none."""
     if path.is_file():
         return path
-    ends = () if root is None else (root.joinpath(*path.parts[first:]) for first in range(1, len(path.parts)))
+    if root is None:
+        return None
+    ends = (root.joinpath(*path.parts[first:]) for first in range(int(path.is_absolute()), len(path.parts)))
     return next((end for end in ends if end.is_file()), None)
 
 
