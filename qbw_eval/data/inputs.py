@@ -49,7 +49,7 @@ def checked_inputs(inputs: object, where: str) -> Any:
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    values = tensor.float().contiguous()
+    values = tensor.detach().float().contiguous()  # a tensor that wants a gradient was saved as one
     return values / 255 if tensor.dtype == torch.uint8 else values
 
 

@@ -87,7 +87,9 @@ def _below_root(path: Path, root: Path | None) -> Path | None:
     """Return the path, or the longest end of it that is a file below `root`; None where there is none."""
     if path.is_file():
         return path
-    ends = () if root is None else (root.joinpath(*path.parts[first:]) for first in range(1, len(path.parts)))
+    if root is None:
+        return None
+    ends = (root.joinpath(*path.parts[first:]) for first in range(int(path.is_absolute()), len(path.parts)))
     return next((end for end in ends if end.is_file()), None)
 
 
@@ -261,7 +263,7 @@ class SampleReader:
                 f"{_plain(file)}: {where}: expected shape {tuple(first.shape)}, as in {self._first_name()}, "
                 f"found {tuple(tensor.shape)}"
             )
-        tensor = tensor.float().contiguous()
+        tensor = tensor.detach().float().contiguous()  # one that wants a gradient was saved as such
         if not bool(tensor.isfinite().all()):
             count = int((~tensor.isfinite()).sum())
             raise DataError(f"{_plain(file)}: {where}: {count} values are NaN or infinite; take it out of the index")

@@ -159,6 +159,15 @@ def test_raw_numbers_of_any_real_type_become_float32_as_they_are(folder: Path, d
     assert split.inputs["here"]["audio"][0].flatten().tolist() == list(range(24))
 
 
+def test_tensors_that_were_saved_wanting_a_gradient_are_samples_all_the_same(folder: Path) -> None:
+    before = load(folder, normalization={"method": "standard"})
+    for file in [*(folder / "val").iterdir(), *(folder / "train").iterdir()]:
+        content = torch.load(file, weights_only=True)
+        content["data"]["front"]["audio"].requires_grad_()
+        torch.save(content, file)
+    assert load(folder, normalization={"method": "standard"}).data_id() == before.data_id()
+
+
 def test_limit_reads_no_more(folder: Path) -> None:
     for index in range(2, 7):
         (folder / f"val/{index}.pt").unlink()
@@ -441,9 +450,15 @@ def test_root_stands_in_for_what_is_not_there(folder: Path, written: str) -> Non
     assert load(folder, validation=index, root=folder).data_id() == before.data_id()
 
 
-def test_an_index_that_is_not_there_is_looked_for_below_root(folder: Path) -> None:
+@pytest.mark.parametrize("written", ["/home/alice/val.txt", "/val.txt", "val.txt", "alice/val.txt"])
+def test_an_index_that_is_not_there_is_looked_for_below_root(folder: Path, written: str) -> None:
     before = load(folder)
-    assert load(folder, validation=Path("/home/alice/val.txt"), root=folder).data_id() == before.data_id()
+    assert load(folder, validation=Path(written), root=folder).data_id() == before.data_id()
+    # The longest end of its path is the likeliest.
+    (folder / "alice").mkdir()
+    (folder / "alice/val.txt").write_text("../val/1.pt\n")
+    count = 1 if "alice" in written else 7
+    assert len(load(folder, validation=Path(written), root=folder)) == count
 
 
 def test_the_longest_end_of_a_path_wins_and_no_two_files_become_one(folder: Path) -> None:
