@@ -167,18 +167,18 @@ def make(split, numbers):
     ("body", "sentence"),
     [
         ("return None", "returned nothing; expected an iterable of batches (inputs, labels)"),
-        ("return 3", "returned an object of type int; expected an iterable of batches (inputs, labels)"),
+        ("return 3", "returned 3; expected an iterable of batches (inputs, labels)"),
         ("return []", "gave no batches for the split 'validation'; expected an iterable of batches (inputs, labels)"),
         (
             "return [torch.ones(2, 1)]",
-            "batch 0 is an object of type Tensor; expected an iterable of batches (inputs, labels)",
+            "batch 0 is torch.float32 of shape (2, 1); expected an iterable of batches (inputs, labels)",
         ),
         ("return [(ONE,)]", "batch 0 is a tuple of 1; expected an iterable of batches (inputs, labels)"),
         ("return [({'x': ONE}, None)]", "batch 0: labels are nothing; expected a tensor"),
         ("return [(ONE, [0])]", "batch 0: labels are a list of 1; expected a tensor"),
-        ("return [('words', ZERO)]", "batch 0: inputs are an object of type str; expected a tensor"),
+        ("return [('words', ZERO)]", "batch 0: inputs are 'words'; expected a tensor"),
         ("return [({}, ZERO)]", "batch 0: inputs hold no tensors"),
-        ("return [({'a': None}, ZERO)]", "batch 0: inputs a are an object of type NoneType; expected a tensor"),
+        ("return [({'a': None}, ZERO)]", "batch 0: inputs a are nothing; expected a tensor"),
         (
             "return [(ONE.long(), ZERO)]",
             "batch 0: inputs are torch.int64; expected floating point, or uint8 (which is divided by 255)",
