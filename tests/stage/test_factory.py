@@ -353,7 +353,7 @@ def test_counters_of_batch_norms_may_be_missing(place: Path) -> None:
             "stem.weight: missing from the checkpoint; bn.weight: missing from the checkpoint; bn.bias: missing from "
             "the checkpoint; bn.running_mean: missing from the checkpoint; bn.running_var: missing from the "
             "checkpoint; and 18 more; names in the checkpoint begin with 'backbone.', which those in the network "
-            "lack; is the checkpoint's the whole of which the network's is a part?",
+            "lack; build the whole network, or save the state dict of that part",
         ),
         (
             lambda state: {**state, "bn.bias": torch.zeros(3, dtype=torch.int64)},
@@ -519,6 +519,16 @@ def test_too_few_classes(place: Path) -> None:
     assert refused(place, arguments={"width": 3, "classes": 9}, code=1) == (
         "validation: the largest label is 9, the network of epoch_12.pth has 9 classes, counted from 0"
     )
+
+
+def test_what_the_users_code_prints_is_no_result(place: Path) -> None:
+    config(place, factory="theirs.nets:prints", arguments={"width": 3, "classes": 10})
+    for words in (("run", "epoch_12.pth", "--records", "records"), ("inspect", "epoch_12.pth")):
+        outcome = qbw_eval(*words, "--config", "mine.yaml", "--json")
+        assert outcome.code == 0
+        assert json.loads(outcome.stdout)
+        assert "hello from the factory\n" in outcome.stderr
+        assert "hello from the forward\n" in outcome.stderr
 
 
 def test_of_several_checkpoints_one_that_does_not_fit_stops_no_other(place: Path) -> None:

@@ -136,6 +136,12 @@ class Sides(nn.Module):
         return self.left(x["left"]["image"]) - self.right(x["right"]["image"])
 
 
+class Prints(Net):
+    def forward(self, x):
+        print("hello from the forward")
+        return super().forward(x)
+
+
 class Returns(Net):
     def __init__(self, how):
         super().__init__(Conv, 2, 10)
@@ -180,8 +186,9 @@ def broken(width):
     raise KeyError("width")
 
 
-def lazy():
-    return Net(Conv, 2, 10)
+def prints(**arguments):
+    print("hello from the factory")
+    return Prints(Conv, **arguments)
 
 
 def wrapped(**arguments):
