@@ -1,5 +1,6 @@
 """Batches from a function of the user's own: joined as they come, and every mistake in one sentence."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -288,7 +289,9 @@ def test_a_checkpoint_trained_on_them_needs_them_named_again(tmp_path: Path) -> 
         "checkpoint may ask for; if you trust it, name the data in a file of yours, with --config\n"
     )
     assert NAME not in sys.modules
-    path.write_text(BATCHES)
+    path.write_text(f"print('imported')\n{BATCHES}".replace("    for", "    print(split)\n    for"))
     for config in ("data.yaml", "exp.yaml"):
-        outcome = qbw_eval(*words, "--config", tmp_path / config)
+        outcome = qbw_eval(*words, "--json", "--config", tmp_path / config)
         assert outcome.code == 0, outcome.stderr
+        assert json.loads(outcome.stdout)["checkpoints"][0]["samples"] == 12
+        assert "validation" in outcome.stderr.splitlines()
