@@ -1,9 +1,10 @@
 """`qbw-eval inspect`: what a checkpoint's network consists of and what its configurations can cost."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qbw_eval.checkpoints.find import trusted_among
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table
@@ -19,9 +20,27 @@ from schemas.errors import UsageError
 from schemas.records import RECORD_COLUMNS
 
 
-def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """The options of `qbw-eval inspect`, as its help describes them."""
+
+    checkpoint: Path
+    config: Path | None
+    max_bytes: int | None
+    trust_pickle: tuple[Path, ...]
+    as_json: bool
+
+
+def inspect_command(given: InspectOptions) -> None:
     """Print the layer table, the options, the number of configurations and the range of each cost."""
-    checkpoint = read_checkpoint(path, load_evaluation_file(config) if config else None, needs_data=False)
+    path, config, as_json = given.checkpoint, given.config, given.as_json
+    checkpoint = read_checkpoint(
+        path,
+        load_evaluation_file(config) if config else None,
+        needs_data=False,
+        trust=bool(trusted_among([path], given.trust_pickle)),
+        max_bytes=given.max_bytes,
+    )
     model = checkpoint.experiment.model
     if model.input_size is None or model.in_channels is None:
         raise UsageError("model.input_size and model.in_channels: not known; name them in the experiment file")

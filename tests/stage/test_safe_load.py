@@ -12,16 +12,21 @@ import pickle
 import random
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoint_kinds
 import numpy as np
 import pytest
 import torch
+from checkpoint_kinds import KINDS, same
 
+from qbw_eval.checkpoints import safe_load
+from qbw_eval.checkpoints.foreign import Foreign
 from qbw_eval.checkpoints.safe_load import CheckpointError, load_torch_file
 
 
@@ -89,18 +94,14 @@ def test_pickle_itself_would_run_the_opcodes(name: str, tmp_path: Path) -> None:
     assert canary.exists()
 
 
-WANTS_SYSTEM = (
-    "wants to run posix.system while loading, which QBW never does; "
-    "save it again with tensors, numbers and strings only"
-)
-# torch cannot list the names in these: it reads only the opcodes that torch.save writes.
-BLOCKED = "not loadable as weights (Trying to load unsupported GLOBAL posix.system whose module posix is blocked.)"
-UNLISTED = {
-    "INST": "not loadable as weights (Unsupported operand 105)",
-    "OBJ": BLOCKED,
-    "result thrown away": BLOCKED,
-    "STACK_GLOBAL": "not loadable as weights (Unsupported operand 140)",
-}
+WAY_ROUND = ", or name it with --trust-pickle too, which lets whoever wrote it do on this machine all that you can"
+
+
+def wants(names: str) -> str:
+    return (
+        f"wants to run {names} while loading, which QBW never does; save it again with tensors, numbers and text only"
+        f"{WAY_ROUND}"
+    )
 
 
 @pytest.mark.parametrize("name", OPCODES)
@@ -108,7 +109,10 @@ def test_no_opcode_runs_anything(name: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     sentence = refusal(torch_zip(OPCODES[name](f"touch {canary}"), tmp_path / "hostile.pt"))
     assert not canary.exists()
-    assert sentence == UNLISTED.get(name, WANTS_SYSTEM)
+    assert sentence == wants("posix.system")
+
+
+SEVERAL = "builtins.exec, builtins.eval, posix.system and 1 more"
 
 
 def hostile(command: str) -> dict[str, tuple[object, str]]:
@@ -120,18 +124,15 @@ def hostile(command: str) -> dict[str, tuple[object, str]]:
         "in a checkpoint": ({"epoch": 1, "model_state_dict": {"w": torch.ones(2)}, "config": system}, "posix.system"),
         "in a state dict": ({"model_state_dict": collections.OrderedDict(w=system)}, "posix.system"),
         "in a set": ({"a": (1, 2, (system,))}, "posix.system"),
+        "several": ([Runs(exec, "1"), Runs(eval, "2"), system, Runs(getattr, "", "join")], SEVERAL),
         "eval": (Runs(eval, f"__import__('os').system({command!r})"), "builtins.eval"),
         "exec": (Runs(exec, f"import os; os.system({command!r})"), "builtins.exec"),
         "getattr": (Runs(getattr, "", "join"), "builtins.getattr"),
-        "partial": (functools.partial(os.system, command), "functools.partial"),
+        "partial": (functools.partial(os.system, command), "functools.partial, posix.system"),
         "NumPy object array": (np.array([system, None], dtype=object), "posix.system"),
         "torch.load": (Runs(torch.load, command), "torch.serialization.load"),
         "torch.hub.load": (Runs(torch.hub.load, command, "x"), "torch.hub.load"),
         "torch.save": (Runs(torch.save, 1, command), "torch.serialization.save"),
-        "a module": (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
-        "Namespace": ({"config": argparse.Namespace(lr=1)}, "argparse.Namespace"),
-        "a path": ({"config": Path("x")}, "pathlib.PosixPath"),
-        "NumPy array": ({"mean": np.zeros(3)}, "numpy.ndarray"),
     }
 
 
@@ -140,12 +141,7 @@ def test_content_that_wants_more_than_weights_is_refused_by_name_and_never_run(n
     canary = tmp_path / "canary"
     content, wanted = hostile(f"touch {canary}")[name]
     sentence = refusal(saved(content, tmp_path / "hostile.pt"))
-    found = re.fullmatch(
-        r"wants to run (.+) while loading, which QBW never does; save it again with tensors, numbers and strings only",
-        sentence,
-    )
-    assert found, sentence
-    assert wanted in found[1].split(", ")
+    assert sentence == wants(wanted)
     assert not canary.exists()
 
 
@@ -160,7 +156,7 @@ def test_the_environment_cannot_talk_us_into_running_a_file(tmp_path: Path, monk
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     canary = tmp_path / "canary"
     path = saved(hostile(f"touch {canary}")["in a list"][0], tmp_path / "hostile.pt")
-    assert refusal(path) == WANTS_SYSTEM
+    assert refusal(path) == wants("posix.system")
     assert not canary.exists()
     with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected"):
         torch.load(path)
@@ -233,15 +229,17 @@ def test_a_numpy_type_that_does_not_say_its_byte_order_is_little_endian(state: b
 @pytest.mark.parametrize("length", [0, 1, 7, 9, 100])
 def test_numpy_bytes_of_the_wrong_length_are_refused(length: int, tmp_path: Path) -> None:
     assert refusal(torch_zip(numpy_scalar("f8", "<", b"a" * length), tmp_path / "a.pt")) == (
-        "not loadable as weights (error: unpack requires a buffer of 8 bytes)"
+        f"content: a NumPy scalar of {length} bytes where its type has 8"
     )
 
 
 @pytest.mark.parametrize(
-    "scalar", [np.complex64(1j), np.longdouble(1), np.str_("x"), np.bytes_(b"x"), np.datetime64("2026-01-01")], ids=repr
+    "scalar", [np.longdouble(1), np.str_("x"), np.bytes_(b"x"), np.datetime64("2026-01-01")], ids=repr
 )
-def test_numpy_scalars_that_are_no_numbers_are_refused(scalar: object, tmp_path: Path) -> None:
-    assert refusal(saved(scalar, tmp_path / "a.pt")) == "not loadable as weights (a NumPy scalar that is not a number)"
+def test_numpy_scalars_that_are_no_numbers_stay_foreign(scalar: object, tmp_path: Path) -> None:
+    assert repr(load_torch_file(saved([scalar], tmp_path / "a.pt")).content) == (
+        "[Foreign(name='numpy._core.multiarray.scalar')]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,16 +247,13 @@ def test_numpy_scalars_that_are_no_numbers_are_refused(scalar: object, tmp_path:
 )
 def test_a_numpy_scalar_without_a_type_is_refused(arguments: bytes, tmp_path: Path) -> None:
     pickled = b"\x80\x02cnumpy._core.multiarray\nscalar\n" + arguments + b"R."
-    assert refusal(torch_zip(pickled, tmp_path / "a.pt")) == (
-        "not loadable as weights (a NumPy scalar that is not a number)"
-    )
+    assert refusal(torch_zip(pickled, tmp_path / "a.pt")) == "content: a NumPy scalar without a type or a value"
 
 
 @pytest.mark.parametrize("kind", ["O8", "V8", "f3", "", "d", "f8f8"])
-def test_made_up_numpy_types_are_refused(kind: str, tmp_path: Path) -> None:
-    assert refusal(torch_zip(numpy_scalar(kind, "<", b"a" * 8), tmp_path / "a.pt")) == (
-        "not loadable as weights (a NumPy scalar that is not a number)"
-    )
+def test_made_up_numpy_types_stay_foreign(kind: str, tmp_path: Path) -> None:
+    content = load_torch_file(torch_zip(numpy_scalar(kind, "<", b"a" * 8), tmp_path / "a.pt")).content
+    assert isinstance(content, Foreign)
 
 
 # --- files that are no torch files ----------------------------------------------------------------------------------
@@ -279,22 +274,15 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         (b"x" * 4096 + b"\xff", "text"),  # as far as we look
         (b"x" * 4095 + b"\xff", "something else"),
         (b"\x7fELF\xff\xfe", "something else"),
-        (b"PK\x03\x04", "a zip that was cut short; is it still being written or copied?"),
+        (b"\x80\x02}.", "a bare pickle; load it and save what it holds with torch.save"),
+        (b"\xff" * 257 + b"ustar", "a tar archive, torch's format of 2017; load and save it again with a recent torch"),
+        (b"PK\x03\x04", "a zip archive that was cut short; is it still being written or copied?"),
     ],
 )
 def test_what_is_no_zip_is_called_what_it_looks_like(data: bytes, found: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(data)
-    assert refusal(path) == f"expected a file written by torch.save (a zip archive), found {found}"
-
-
-def test_a_file_of_torch_before_1_6_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    path = tmp_path / "a.pt"
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    assert refusal(path) == (
-        "expected a file written by torch.save (a zip archive), found a bare pickle, torch's format before 1.6; "
-        "load and save it again with a recent torch"
-    )
+    assert refusal(path) == f"expected a file written by torch.save, found {found}"
 
 
 def test_a_torchscript_archive_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -311,7 +299,7 @@ def test_a_zip_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("holiday.jpg", b"\xff\xd8")
-    assert refusal(path).startswith("not loadable as weights (RuntimeError: ")
+    assert refusal(path) == "expected a file written by torch.save, found another kind of zip archive"
 
 
 # --- damage and lies in the zip -------------------------------------------------------------------------------------
@@ -383,7 +371,7 @@ def directory_entry(data: bytes, record: bytes) -> int:
         (38, 0x10, "damaged: the record 'archive/data/0' has a wrong size or kind; copy the file again"),
         (20, 0xDB, "damaged: the record 'archive/data/0' has a wrong size or kind; copy the file again"),
         (16, 0x00, "damaged: the record 'archive/data/0' fails its checksum; copy the file again"),
-        (8, 0x09, "a damaged zip archive (File 'archive/data/0' is encrypted, password required for extraction)"),
+        (8, 0x09, "its record 'archive/data/0' is encrypted, which torch.save never does"),
     ],
     ids=["a folder", "two sizes", "checksum", "encrypted"],
 )
@@ -432,21 +420,7 @@ def test_records_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
             shared = copy.copy(first)
             shared.filename = f"archive/data/{number}"
             archive.filelist.append(shared)
-    assert refusal(path) == "its records claim more bytes than the file has"
-
-
-def test_records_that_claim_all_bytes_of_the_file_and_not_one_more_are_looked_at(tmp_path: Path) -> None:
-    path = torch_zip(pickle.dumps(1, protocol=2), tmp_path / "a.pt", **{"data/0": bytes(1000)})
-    with zipfile.ZipFile(path, "a") as archive:
-        shared = copy.copy(archive.getinfo("archive/data/0"))
-        shared.filename = "archive/data/1"
-        archive.filelist.append(shared)
-        archive.comment = b" "  # marks the directory as changed, so that it is written again
-    with zipfile.ZipFile(path, "a") as archive:
-        claimed = sum(member.file_size for member in archive.infolist())
-        archive.comment = b" " * (claimed - path.stat().st_size + len(archive.comment))
-    assert path.stat().st_size == claimed
-    assert refusal(path) == "damaged: the record 'archive/data/1' fails its checksum; copy the file again"
+    assert refusal(path) == "damaged: the record 'archive/data/0' is not where the directory says; copy the file again"
 
 
 # --- tensors that are not what they seem ----------------------------------------------------------------------------
@@ -464,21 +438,24 @@ def odd_tensors() -> dict[str, tuple[Callable[[], torch.Tensor], str]]:
         ),
         "sparse": (
             lambda: torch.eye(3).to_sparse(),
-            "content['w']: expected an ordinary tensor, found Tensor (torch.sparse_coo)",
+            "content['w']: expected an ordinary tensor, found a sparse one",
         ),
         "sparse rows": (
             lambda: torch.eye(3).to_sparse_csr(),
-            "content['w']: expected an ordinary tensor, found Tensor (torch.sparse_csr)",
+            "content['w']: expected an ordinary tensor, found a sparse one",
         ),
         "quantized": (
             lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
-            "content['w']: expected an ordinary tensor, found Tensor (quantized)",
+            "content['w']: expected an ordinary tensor, found a quantized one",
         ),
         "nested": (
             lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
-            "content['w']: expected an ordinary tensor, found Tensor (nested)",
+            "content['w']: expected an ordinary tensor, found a nested one",
         ),
-        "meta": (lambda: torch.zeros(3, device="meta"), "content['w']: a tensor without data (device meta)"),
+        "meta": (
+            lambda: torch.zeros(3, device="meta"),
+            "content['w']: expected an ordinary tensor, found one without data (device meta)",
+        ),
     }
 
 
@@ -537,8 +514,9 @@ def nested(depth: int) -> bytes:
 def test_deep_nesting_is_refused_and_ordinary_nesting_is_not(tmp_path: Path) -> None:
     assert load_torch_file(torch_zip(nested(64), tmp_path / "a.pt")).content is not None
     for depth in (65, 5000):
-        sentence = refusal(torch_zip(nested(depth), tmp_path / "a.pt"))
-        assert re.fullmatch(r"nested more than 64 deep at \"(\['0'\])+\"", sentence)
+        assert refusal(torch_zip(nested(depth), tmp_path / "a.pt")) == (
+            f"nested more than 64 deep at {('content' + '[0]' * 65)[:80]}...{('[0]' * 65)[-80:]}"
+        )
 
 
 def test_content_that_contains_itself_ends(tmp_path: Path) -> None:
@@ -553,74 +531,359 @@ def test_a_tensor_hidden_in_a_cycle_is_still_checked(tmp_path: Path) -> None:
     cycle: list[object] = []
     cycle += [cycle, (torch.zeros(1).expand(10**9),)]
     assert refusal(saved(cycle, tmp_path / "a.pt")) == (
-        "content['1']['0']: claims 1000000000 elements, more than its storage holds"
+        "content[1][0]: claims 1000000000 elements, more than its storage holds"
     )
 
 
 @pytest.mark.parametrize(
-    "pickled",
+    ("pickled", "sentence"),
     [
-        b"",
-        b".",
-        b"\x80\x02",
-        b"\x80\x02.",
-        b"\x80\x05]\x94.",
-        b"h\x00.",
-        b"(((",
-        b"\x80\x02" + b"\x96" + b"\xff" * 8 + b".",
+        (b"", "the pickle was cut short"),
+        (b".", "the pickle takes a value where there is none"),
+        (b"\x80", "the pickle was cut short, or claims 1 bytes that are not there"),
+        (b"\x80\x02", "the pickle was cut short"),
+        (b"\x80\x02.", "the pickle takes a value where there is none"),
+        (b"\x94.", "the pickle takes a value where there is none"),
+        (b"h\x00.", "the pickle recalls a value that it never kept"),
+        (b"(((", "the pickle was cut short"),
+        (b"t.", "the pickle goes back to a mark that it never set"),
+        (b"0.", "the pickle goes back to a mark that it never set"),
+        (b"(o.", "the pickle takes a value where there is none"),
+        (b"NNa.", "the pickle adds items to what has none"),
+        (b"NNNs.", "the pickle sets keys of what has none"),
+        (b"}(Nu.", "the pickle sets keys of what has none"),
+        (b"NNR.", "the pickle calls what is no name of anything"),
+        (b"cbuiltins\nset\n]R.", "the pickle calls what is no name of anything"),
+        (b"}}b.", None),
+        (b"N}b.", "the pickle hands a state to what takes none"),
+        (b"}}b}b.", "the pickle hands a state to what takes none"),
+        (b"K\x01K\x01\x93.", "the pickle names something by what is no text"),
+        (b"\x8c\x01aK\x01\x93.", "the pickle names something by what is no text"),
+        (b"cbuiltins\n", "the pickle names something whose name does not end"),
+        (b"c" + b"a" * 201 + b"\nb\n.", "the pickle names something whose name does not end"),
+        (b"c" + b"a" * 199 + b"\nb\n.", "the pickle names something by what is no name in Python"),
+        (b"ca b\nc\n.", "the pickle names something by what is no name in Python"),
+        (b"c\n\n.", "the pickle names something by what is no name in Python"),
+        (b"ca\xff\nb\n.", "the pickle holds text that is not UTF-8"),
+        (b"\x8c\x01\xff.", "the pickle holds text that is not UTF-8"),
+        (b"\x82\x01.", "the pickle names something by a number of Python's extension registry"),
+        (b"P1\n.", "the pickle's opcode b'P' is none that torch.save writes"),
+        (b"I1\n.", "the pickle's opcode b'I' is none that torch.save writes"),
+        (b"\x97.", "the pickle's opcode b'\\x97' is none that torch.save writes"),
+        (
+            b"\x96" + b"\xff" * 8 + b".",
+            "the pickle holds more values than any checkpoint needs",
+        ),
+        (
+            b"\x8e" + (2**20).to_bytes(8, "little") + b".",
+            "the pickle was cut short, or claims 1,048,576 bytes that are not there",
+        ),
+        (b"X\xff\xff\xff\xff.", "the pickle holds more values than any checkpoint needs"),
+        (b"\x8b" + (1025).to_bytes(4, "little") + bytes(1025) + b".", "the pickle holds a whole number of 1,025 bytes"),
     ],
 )
-def test_a_broken_pickle_is_refused(pickled: bytes, tmp_path: Path) -> None:
-    assert refusal(torch_zip(pickled, tmp_path / "a.pt")).startswith("not loadable as weights (")
+def test_a_broken_pickle_is_refused(pickled: bytes, sentence: str | None, tmp_path: Path) -> None:
+    path = torch_zip(pickled, tmp_path / "a.pt")
+    if sentence is None:
+        assert load_torch_file(path).content == {}
+    else:
+        assert refusal(path) == sentence
 
 
-def test_a_pickle_that_ends_too_early_is_refused_without_a_word_of_torch(tmp_path: Path) -> None:
-    assert refusal(torch_zip(b"", tmp_path / "a.pt")) == "not loadable as weights (EOFError: no message)"
+def test_opcodes_that_torch_rarely_writes_are_read_as_pickle_reads_them(tmp_path: Path) -> None:
+    for pickled in (
+        b"]2a.",  # DUP: of a list that holds itself, only that it ends is compared
+        b"(K\x01K\x02l.",
+        b"K\x01K\x020.",
+        b"K\x01(K\x02K\x031.",
+        b"K\x01(0.",
+        b"\x8b\x02\x00\x00\x00\x00\x80.",
+        b"\x8a\x00.",
+        b"\x8d\x02" + bytes(7) + b"ab.",
+        b"B\x02\x00\x00\x00ab.",
+        b"U\x02ab.",
+        b"T\x02\x00\x00\x00ab.",
+        b"\x95" + bytes(8) + b"N.",
+        b"ccollections\nOrderedDict\n)\x81.",
+        b"ccollections\nOrderedDict\n)}\x92.",
+        b"(ccollections\nOrderedDict\no.",
+        b"(icollections\nOrderedDict\n.",
+        b"c__builtin__\nset\n]\x85R.",
+        b"\x80\x04\x8f(K\x01K\x02\x90.",
+        b"\x80\x04(K\x01K\x02\x91.",
+        b"K\x05r\x00\x01\x00\x000j\x00\x01\x00\x00.",
+    ):
+        content = load_torch_file(torch_zip(pickled, tmp_path / "a.pt")).content
+        assert repr(content) == repr(pickle.loads(pickled)), pickled
 
 
-def test_torchs_advice_to_trust_the_file_is_not_passed_on(tmp_path: Path) -> None:
-    """Thrown away at once, so that torch cannot list the name and says itself what it thinks of it."""
-    pickled = b"\x80\x02cargparse\nNamespace\n0]."
-    assert refusal(torch_zip(pickled, tmp_path / "a.pt")) == (
-        "not loadable as weights (Unsupported global: GLOBAL argparse.Namespace was not an allowed global by default.)"
-    )
+def test_text_of_python_2_that_is_not_ascii_stays_bytes(tmp_path: Path) -> None:
+    assert load_torch_file(torch_zip(b"U\x02\xe4a.", tmp_path / "a.pt")).content == b"\xe4a"
+
+
+# --- what people keep in checkpoints --------------------------------------------------------------------------------
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "as torch.save writes": {},
+    "protocol 4": {"pickle_protocol": 4},
+    "protocol 5": {"pickle_protocol": 5},
+    "before torch 1.6": {"_use_new_zipfile_serialization": False},
+}
+
+
+@pytest.mark.parametrize("how", FORMATS)
+@pytest.mark.parametrize("name", KINDS)
+def test_legitimate_content_comes_back_bit_for_bit_and_nothing_is_imported_for_it(
+    name: str, how: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(checkpoint_kinds.saved(KINDS[name].saved(), **FORMATS[how]))
+    imported = set(sys.modules)
+    content = load_torch_file(path).content
+    assert set(sys.modules) == imported
+    assert same(content, KINDS[name].expected()), content
+
+
+def test_the_comparison_notices_differences() -> None:
+    """The control: each is other content."""
+    different = [
+        *(torch.ones(2), torch.ones(3), torch.tensor([1.0, 2.0]), torch.ones(2).double(), torch.ones(2, 1)),
+        *(torch.ones(2, requires_grad=True), torch.nn.Parameter(torch.ones(2)), torch.ones(4)[::2]),
+        *(1, 1.0, True, "1", b"1", None, [1], (1,), {1}, {1: 1}, {1: 2}, {1: 1, 2: 2}, {2: 2, 1: 1}, [1, 2], [2, 1]),
+        *(0.0, -0.0, collections.OrderedDict({1: 1}), torch.tensor(0.0), torch.tensor(-0.0), [torch.tensor(0.0)]),
+    ]
+    assert len(KINDS) >= 35
+    for i, one in enumerate(different):
+        assert [j for j, other in enumerate(different) if same(one, other)] == [i]
+
+
+PLAIN_KINDS = [
+    name for name, kind in KINDS.items() if kind.loaded is None and name not in ("something that holds itself", "bytes")
+]
+
+
+@pytest.mark.parametrize("name", PLAIN_KINDS)
+def test_torchs_own_loader_gives_the_same_where_it_gives_anything(name: str, tmp_path: Path) -> None:
+    """The slow and obviously right twin."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(checkpoint_kinds.saved(KINDS[name].saved()))
+    assert same(load_torch_file(path).content, torch.load(path, weights_only=False))
+
+
+def test_tensors_that_shared_a_storage_still_do(tmp_path: Path) -> None:
+    content: Any = load_torch_file(saved(KINDS["views of one storage"].saved(), tmp_path / "a.pt")).content
+    content["base"][2] = 77
+    assert content["column"].tolist() == [77, 8, 14, 20]
+    tied: Any = load_torch_file(saved(KINDS["tied weights"].saved(), tmp_path / "a.pt")).content
+    assert tied["encoder.weight"] is tied["decoder.weight"]
+
+
+def test_a_state_dict_keeps_the_versions_of_its_parts_and_nothing_else(tmp_path: Path) -> None:
+    state = checkpoint_kinds.network().state_dict()
+    state._metadata["0"]["run"] = "x"  # type: ignore[attr-defined]  # where torch keeps them
+    state._metadata["3"]["version"] = "y"  # type: ignore[attr-defined]
+    content: Any = load_torch_file(saved(state, tmp_path / "a.pt")).content
+    assert vars(content) == {
+        "_metadata": {"": {"version": 1}, "0": {"version": 1}, "1": {"version": 2}, "2": {"version": 1}}
+    }
+    checkpoint_kinds.network().load_state_dict(content)
+
+
+def test_a_whole_optimizer_and_a_whole_schedule_become_what_is_in_them(tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD(checkpoint_kinds.network().parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    content: Any = load_torch_file(saved({"o": optimizer, "s": schedule}, tmp_path / "a.pt")).content
+    assert content["o"]["param_groups"][0]["lr"] == 0.1
+    assert content["s"]["step_size"] == 2
+    assert content["s"]["optimizer"] is content["o"]
+
+
+def test_what_is_of_an_unknown_class_is_no_value(tmp_path: Path) -> None:
+    content: Any = load_torch_file(
+        torch_zip(b"\x80\x02(cpkg\nmake\n(K\x01K\x02tRcpkg\nC\nctorch\nstrided\ncpkg\nC\n)Rl.", tmp_path / "a.pt")
+    ).content
+    assert [repr(item) for item in content] == [
+        "Foreign(name='pkg.make')", "Foreign(name='pkg.C')", "torch.strided", "Foreign(name='pkg.C')"
+    ]  # fmt: skip
+
+
+WHOLE = "holds a whole network ({}), which only its own code can read; save its state_dict() instead" + WAY_ROUND
+
+
+def test_a_whole_network_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    for content in (torch.nn.Linear(1, 1), {"model": torch.nn.Linear(1, 1), "epoch": 1}):
+        assert refusal(saved(content, tmp_path / "a.pt")) == WHOLE.format("torch.nn.modules.linear.Linear")
+    # One whose parts are all somebody's own.
+    state = b"}(" + text("_parameters") + b"}" + text("_modules") + b"}u"
+    assert refusal(torch_zip(b"\x80\x02cnet\nNet\n)\x81" + state + b"b.", tmp_path / "a.pt")) == WHOLE.format("net.Net")
+
+
+# --- files before torch 1.6 -----------------------------------------------------------------------------------------
+
+OLD = {"w": torch.arange(3.0), "n": torch.arange(2), "epoch": 3}
+
+
+def old_file(content: object = OLD) -> bytes:
+    return checkpoint_kinds.saved(content, _use_new_zipfile_serialization=False)
+
+
+def test_a_file_of_torch_before_1_6_that_was_cut_short_is_refused_at_every_length(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.pt", old_file()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert re.search("cut short|still being written|bare pickle|does not end", refusal(path)), length
+    path.write_bytes(whole + b"\0")
+    assert refusal(path) == "damaged: 1 bytes follow its last storage"
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("old", "new", "sentence"),
     [
-        (pickle.UnpicklingError(""), "no message"),
-        (pickle.UnpicklingError("Weights only load failed.\n\n  broken  "), "broken"),
-        (pickle.UnpicklingError("advice\n" + "broken " * 100), ("broken " * 100)[:200]),
-        (ValueError("one line\nand another"), "ValueError: one line"),
-        (ValueError("long " * 100), "ValueError: " + "long " * 40),
+        (b"M\xe9\x03.", b"M\xe8\x03.", "expected torch's format before 1.6 on a little-endian machine, found another "),
+        (
+            b"little_endianq\x02\x88",
+            b"little_endianq\x02\x89",
+            "expected torch's format before 1.6 on a little-endian ",
+        ),
+        (b"}q\x00(X\x10", b"]q\x00(X\x10", "the pickle sets keys of what has none"),
+        (b"X\x01\x00\x00\x00w", b"K\x05]]]]", "content: a list as a key"),
+        (b"\x80\x02]q\x00(", b"\x80\x02}q\x00(", "damaged: its list of storages is none"),
     ],
 )
-def test_of_what_torch_says_one_line_is_told(
-    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = saved({"a": 1}, tmp_path / "a.pt")
-
-    def refuse(*_arguments: object, **_keywords: object) -> None:
-        raise error
-
-    monkeypatch.setattr(torch, "load", refuse)
-    assert refusal(path) == f"not loadable as weights ({told})"
+def test_a_file_of_torch_before_1_6_that_lies_is_refused(old: bytes, new: bytes, sentence: str, tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.pt", old_file()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
+    assert refusal(path).startswith(sentence)
 
 
-@pytest.mark.parametrize("version", ["2.9.1", "2.5.0+cu121", "1.13.1"])
-def test_a_torch_with_known_ways_round_opens_nothing(
-    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = saved({"a": 1}, tmp_path / "a.pt")
-    monkeypatch.setattr(torch, "__version__", version)
-    assert refusal(path) == (
-        f"not opened: the weights-only loader of torch {version} has known ways round; install torch 2.10 or newer"
+def test_storages_that_the_content_lacks_or_that_come_twice_are_refused(tmp_path: Path) -> None:
+    whole = old_file({"w": torch.ones(1)})
+    begin = whole.rindex(b"\x80\x02]")
+    key = whole[begin + 5 : whole.rindex(b".")].removesuffix(b"a")
+    for keys, sentence in {
+        b"(" + text("x") + b"e": "damaged: the content has no storage 'x', which follows it",
+        b"(" + key + key + b"e": "damaged: the content has no storage ",
+        b"K\x01a": "damaged: its list of storages is none",
+    }.items():
+        path = tmp_path / "a.pt"
+        path.write_bytes(whole[:begin] + b"\x80\x02]" + keys + b"." + (1).to_bytes(8, "little") + bytes(12))
+        assert refusal(path).startswith(sentence)
+
+
+def test_a_view_of_another_storage_as_torch_0_3_wrote_it_is_refused(tmp_path: Path) -> None:
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x01" + b"Nt"
+    pickled = b"\x80\x02ctorch._utils\n_rebuild_tensor\n(" + storage + b"QK\x00K\x01\x85K\x01\x85tR."
+    one = torch_zip(pickled, tmp_path / "a.pt", **{"data/0": bytes(4)})
+    assert same(load_torch_file(one).content, torch.zeros(1))
+    two = torch_zip(
+        pickled.replace(b"K\x01Nt", b"K\x01Xt".replace(b"X", b")")), tmp_path / "b.pt", **{"data/0": bytes(4)}
     )
+    assert refusal(two) == "content: lies in something that is no storage"
 
 
-@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0"])
-def test_a_newer_torch_opens_files(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved({"a": 1}, tmp_path / "a.pt")
-    monkeypatch.setattr(torch, "__version__", version)
-    assert load_torch_file(path).content == {"a": 1}
+# --- with the user's trust ------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_its_user_trusts_runs_only_where_it_must(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path = saved({"w": torch.ones(2), "config": Runs(os.system, f"touch {canary}")}, tmp_path / "a.pt")
+    assert refusal(path) == wants("posix.system")
+    assert not canary.exists()
+    loaded = load_torch_file(path, trust=True)
+    assert canary.exists()
+    assert same(loaded.content, {"w": torch.ones(2), "config": 0})
+    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    # Nothing in this one needs it: it is read as ever, and what its class is called is not imported.
+    plain = saved({"args": argparse.Namespace(a=1)}, tmp_path / "b.pt")
+    assert load_torch_file(plain, trust=True).content == {"args": {"a": 1}}
+
+
+LEN = Runs(len, ())
+
+
+def test_a_trusted_file_that_is_damaged_does_not_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path = saved([torch.ones(2), Runs(os.system, f"touch {canary}")], tmp_path / "a.pt")
+    data = path.read_bytes()
+    assert data.count(struct.pack("<2f", 1, 1)) == 1
+    path.write_bytes(data.replace(struct.pack("<2f", 1, 1), struct.pack("<2f", 1, 2)))
+    with pytest.raises(CheckpointError, match="damaged: the record 'a/data/0' fails its checksum; copy the file again"):
+        load_torch_file(path, trust=True)
+    assert not canary.exists()
+
+
+def test_of_a_trusted_network_the_weights_are_taken(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    content: Any = load_torch_file(saved(model, tmp_path / "a.pt"), trust=True).content
+    assert list(content) == ["weight", "bias"]
+    assert torch.equal(content["weight"], model.weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            Runs(getattr, "", "nothing"),
+            "not loadable even by pickle (AttributeError: 'str' object has no attribute 'not",
+        ),
+        ([Runs(len, ()), torch.eye(2).to_sparse()], "content['1']: expected an ordinary tensor, found one that is "),
+        (
+            [Runs(len, ()), torch.ones(1, device="meta")],
+            "content['1']: expected an ordinary tensor, found one that is ",
+        ),
+        (
+            [Runs(len, ()), {"w": torch.ones(1).expand(9)}],
+            "content['1']['w']: claims 9 elements, more than its storage",
+        ),
+    ],
+    ids=["raises", "sparse", "meta", "stride 0"],
+)
+def test_what_a_trusted_file_gives_is_still_checked(content: object, sentence: str, tmp_path: Path) -> None:
+    path = saved(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as error:
+        load_torch_file(path, trust=True)
+    assert str(error.value).startswith(f"{path}: {sentence}")
+    assert "\n" not in str(error.value)
+
+
+# --- how much -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_more_bytes_than_it_may_have_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with path.open("wb") as file:
+        file.truncate(2**43)  # which costs nothing on the disk
+    for limit in (None, 1000):
+        with pytest.raises(CheckpointError, match=r"holds 8,796,093,022,208 bytes, more than the .* may; allow"):
+            load_torch_file(path, max_bytes=limit)
+
+
+def test_views_count_as_what_they_would_take_by_themselves(tmp_path: Path) -> None:
+    base = torch.zeros(1000)
+    path = saved([base.view(10, 100) for _ in range(20)], tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as error:
+        load_torch_file(path, max_bytes=15_999)
+    assert str(error.value) == (
+        f"{path}: content[3]: with it, tensors claim more than the 15,999 bytes that a checkpoint may"
+    )
+    load_torch_file(path, max_bytes=80_000)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fstat, calls = saved(1, tmp_path / "a.pt"), os.fstat, []
+
+    def meddling(number: int) -> os.stat_result:
+        if calls:
+            with path.open("ab") as file:
+                file.write(b"more")
+        calls.append(number)
+        return fstat(number)
+
+    monkeypatch.setattr(safe_load.os, "fstat", meddling)
+    assert refusal(path) == "changed while it was read; is it still being written?"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe") == "expected a checkpoint, found a pipe, socket or device"
