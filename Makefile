@@ -9,7 +9,7 @@ RECORDS ?= results/records
 REPORT ?= results/report
 TORTURE_JSON ?= results/torture.jsonl
 # The tests of the store and the loader, which are to reach every branch of them without the help of others.
-COVERED_BY := claims compact safe_load store verify
+COVERED_BY := claims compact load safe_load store verify
 # Extra words for the console scripts, e.g. make eval CKPT=... ARGS="--dry-run".
 ARGS ?=
 

@@ -53,7 +53,11 @@ _FAMILIES: Final = re.compile(
     re.VERBOSE,
 )
 
-_GONE: Final = {"asynchat", "asyncore", "cgi", "commands", "crypt", "distutils", "imp", "pipes", "smtpd", "telnetlib"}
+_GONE: Final = frozenset(
+    """
+    asynchat asyncore cgi commands crypt distutils imp pipes popen2 smtpd telnetlib
+    """.split()  # noqa: SIM905 - a list of it would be a page
+)
 """Of the standard library of older Pythons; this one does not know them any more."""
 
 _OURS: Final = frozenset({*sys.stdlib_module_names, *IMPORT_MAPPING, *_GONE, "torch", "numpy"})

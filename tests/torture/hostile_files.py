@@ -1,8 +1,8 @@
 """Files that want to do harm, or are broken as no chance would break them: made by rule, the same every time.
 
-`hostile_files` makes them from tables: what a pickle could run, by which opcodes, hidden where, in which format; and what
-a file could claim of sizes, places, shapes and names. `mutated_files` damages good and bad ones by a seeded draw, half of
-them inside an archive whose checksums are made right again.
+`hostile_files` makes them from tables: what a pickle could run, by which opcodes, hidden where, in which format; and
+what a file could claim of sizes, places, shapes and names. `mutated_files` damages good and bad ones by a seeded draw,
+half of them inside an archive whose checksums are made right again.
 """
 
 import dataclasses
@@ -482,8 +482,8 @@ def consuming_pickles() -> Iterator[tuple[str, bytes]]:
                  "torch.Size", "torch.device", "torch.torch_version.TorchVersion", "_codecs.encode",
                  "copyreg.__newobj__", "copyreg._reconstructor", "copyreg.__newobj_ex__", "numpy.dtype",
                  "torch.serialization._get_layout", "types.SimpleNamespace"):  # fmt: skip
-        for given in (b")", b"N\x85", b"C\x0a" + b"\xff" * 10 + b"\x85", pair(*[number(2**62)] * 3), pair(text("x"), b"]"),
-                      b"]\x85", pair(named("a.B"), named("a.B"), b"}")):  # fmt: skip
+        for given in (b")", b"N\x85", b"C\x0a" + b"\xff" * 10 + b"\x85", pair(*[number(2**62)] * 3),
+                      pair(text("x"), b"]"),                      b"]\x85", pair(named("a.B"), named("a.B"), b"}")):  # fmt: skip
             yield f"{name} of {given[:12]!r}", named(name) + given + b"R"
 
 
@@ -555,8 +555,8 @@ def odd_archives() -> Iterator[HostileFile]:
         yield HostileFile(f"{name[0]} twice", made([*items, name]))
         yield HostileFile(f"without {name[0]}", made([item for item in items if item is not name]))
     for name in (
-        "../../x", "/etc/passwd", "archive/../../x", "archive/data/../0", "C:\\x", "archive\\data.pkl", "a" * 60_000, "",
-        "archive/", "archive/data/0/", "archive/data/0/x", "\0", "archive/data.pkl\0.txt", "other/data.pkl", "data.pkl",
+        "../../x", "/etc/passwd", "archive/../../x", "archive/data/../0", "C:\\x", "archive\\data.pkl", "a" * 60_000,
+        "", "archive/", "archive/data/0/", "archive/data/0/x", "\0", "archive/data.pkl\0.txt", "other/data.pkl", "data.pkl",
         "archive/code/__torch__.py", "archive/constants.pkl", "archive/.data/serialization_id", "archive/byteorder",
         "archive/deep/data.pkl", "ARCHIVE/DATA.PKL", "archive/data/00", "archive/data/-1", "é/data.pkl",
     ):  # fmt: skip
@@ -639,9 +639,10 @@ def lying_safetensors() -> Iterator[HostileFile]:
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     for key, values in {
         "dtype": ["F33", "", None, 5, ["F32"], "BOOL", "F64", "I8", "F8_E4M3", "f32"],
-        "shape": [[], [1], [3], [-2], [2.0], ["2"], [True], None, 2, [2**62], [2**40, 2**40], [0], [1] * 40, [[2]], [-1, -2]],
-        "data_offsets": [[], [0], [0, 8, 8], [8, 0], [0, 7], [0, 9], [1, 9], [-8, 0], [0, 2**62], [2**62, 2**62 + 8], None,
-                         [0.0, 8.0], ["0", "8"], [True, 8], [0, 10**400]],
+        "shape": [[], [1], [3], [-2], [2.0], ["2"], [True], None, 2, [2**62], [2**40, 2**40], [0], [1] * 40,
+                  [[2]], [-1, -2]],
+        "data_offsets": [[], [0], [0, 8, 8], [8, 0], [0, 7], [0, 9], [1, 9], [-8, 0], [0, 2**62],
+                         [2**62, 2**62 + 8], None,                         [0.0, 8.0], ["0", "8"], [True, 8], [0, 10**400]],
         "more": [1],
     }.items():  # fmt: skip
         for value in values:
@@ -650,8 +651,10 @@ def lying_safetensors() -> Iterator[HostileFile]:
             )
     for length in (0, 1, 2**20, 2**31, 2**62, 2**64 - 1):
         yield HostileFile(f"safetensors, a header of {length}", safetensors({"t": entry}, bytes(8), length))
-    for words in (b"{", b"{}", b"[]", b"{}{}", b"{\"a\":", b"{\"a\":" * 100_000, b"{\"t\": NaN}", b"{\"a\":1,\"a\":1}", b"{\xff}",
-                  b"{\"__metadata__\": []}", b"{\"__metadata__\": {\"a\": 1}}", b"{ \"t\": " + b"1" * 10_000 + b"}"):  # fmt: skip
+    for words in (b"{", b"{}", b"[]", b"{}{}", b"{\"a\":", b"{\"a\":" * 100_000, b"{\"t\": NaN}",
+                  b"{\"a\":1,\"a\":1}", b"{\xff}",
+                  b"{\"__metadata__\": []}", b"{\"__metadata__\": {\"a\": 1}}",
+                  b"{ \"t\": " + b"1" * 10_000 + b"}"):  # fmt: skip
         yield HostileFile(f"safetensors, {words[:20]!r}", safetensors(words, bytes(8)))
     two = {"a": entry, "b": {**entry, "data_offsets": [4, 12]}}
     yield HostileFile("safetensors, overlapping", safetensors(two, bytes(12)))

@@ -1,6 +1,7 @@
 """A process that reads one hostile file after the other, and says a line of JSON about each.
 
-Usage: python hostile_worker.py hostile|mutated FOLDER SEED FIRST COUNT
+Usage: python hostile_worker.py hostile FOLDER FIRST STEP
+       python hostile_worker.py mutated FOLDER FIRST COUNT SEED
 
 Every file is made here, written to FOLDER, and read as `qbw-eval inspect` reads it. Afterwards nothing may be at the
 canary's path, no module may have been imported, and what was loaded must lie in its storages.
@@ -10,9 +11,15 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # where pytest would find what tests share
+
+from checkpoint_kinds import saved
+from hostile_files import HostileFile, hostile_files, mutated_files
 
 from qbw_eval.checkpoints.load import load_checkpoint_file
 from qbw_eval.checkpoints.read import read_checkpoint
@@ -66,37 +73,32 @@ def tensors_in(content: object) -> list[torch.Tensor]:
     return found
 
 
-def main(which: str, folder: Path, seed: int, first: int, count: int) -> None:
+def files_of(which: str, canary: str, *numbers: int) -> Iterator[tuple[int, HostileFile]]:
+    """Yield what the words on the command line ask for, with its number."""
+    if which == "mutated":
+        first, count, seed = numbers
+        yield from enumerate(mutated_files(canary, seed, first, count), first)
+    else:
+        first, step = numbers
+        yield from itertools.islice(enumerate(hostile_files(canary)), first, None, step)
+
+
+def main(which: str, folder: Path, *numbers: int) -> None:
     canary, path = folder / "canary", folder / "checkpoint.pt"
-    files = (
-        itertools.islice(hostile_files(str(canary)), first, first + count)
-        if which == "hostile"
-        else mutated_files(str(canary), seed, first, count)
-    )
     path.write_bytes(saved({}))
     outcome_of(path)  # whatever is imported for this is none of the files' doing
-    modules = set(sys.modules)
-    for index, file in enumerate(files, first):
+    for index, file in files_of(which, str(canary), *numbers):
         path.write_bytes(file.data)
+        modules = set(sys.modules)
         Path("/proc/self/clear_refs").write_text("5")  # begin to count the peak anew
         outcome = outcome_of(path)
         if canary.exists():
             outcome = "wrong: it ran something"
         if set(sys.modules) != modules:
-            outcome = f"wrong: it imported {sorted(set(sys.modules) - modules)}"
-        line = {
-            "index": index,
-            "name": file.name[:100],
-            "outcome": outcome,
-            "peak": peak_memory(),
-            "size": len(file.data),
-        }
+            outcome = f"wrong: it imported {sorted(set(sys.modules) - modules)[:3]}"
+        line = {"index": index, "name": file.name[:100], "outcome": outcome, "peak": peak_memory()}
         print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    from checkpoint_kinds import saved
-    from hostile_files import hostile_files, mutated_files
-
-    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6]))
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
