@@ -173,6 +173,8 @@ class _Walk:
 
     def key(self, note: object, place: str, depth: int) -> object:
         """Return what can be a key, or a member of a set, at a known cost: one plain value, or a few."""
+        if isinstance(note, str):
+            return note
         key = self.value(note, f"{place}, a key", depth + 1)
         for part in key if isinstance(key, tuple) and len(key) <= MAX_DEPTH else (key,):
             if isinstance(part, int) and abs(part) >= _MAX_KEY:

@@ -61,6 +61,7 @@ _ALIGNED = 16
 class _Storage:
     """Bytes, and what they are said to be."""
 
+    key: str
     data: Tensor  # (bytes,), uint8
     dtype: torch.dtype
 
@@ -78,6 +79,7 @@ class Tensors:
         self._left = max_bytes
         self._max_bytes = max_bytes
         self._data: dict[str, Tensor] = {}
+        self._true: set[str] = set()
 
     def storage(self, persistent: Persistent) -> Tensor:
         """Return a storage that is kept by itself as a tensor of one dimension.
@@ -87,6 +89,8 @@ class Tensors:
         """
         storage = self._storage(persistent)
         self._spend(storage.data.numel())
+        if storage.dtype == torch.bool:
+            self._check_truth(storage)
         return storage.data.view(storage.dtype)
 
     def tensor(self, call: Call) -> Tensor:
@@ -104,8 +108,9 @@ class Tensors:
             raise ContentError("a tensor of a class that does not say how it is made")
         if name in _PARAMETERS:
             match arguments:
-                case (Call(name=inner) as data, bool() as requires_grad, *_) if inner.startswith(_TENSOR):
-                    return torch.nn.Parameter(self.tensor(data).detach(), requires_grad)
+                case (Call(name=inner) as data, bool() as wants_gradient, *_) if inner.startswith(_TENSOR):
+                    tensor = self.tensor(data).detach()
+                    return torch.nn.Parameter(tensor, wants_gradient and _has_gradients(tensor.dtype))
             raise ContentError("a parameter that is not made of a tensor")
         if name not in TENSORS:
             raise ContentError(f"expected an ordinary tensor, found {ODD_TENSORS.get(name, name)}")
@@ -131,11 +136,17 @@ class Tensors:
             raise ContentError(f"claims {claim}, more than its storage holds")
         self._spend(count * dtype.itemsize)
         tensor = torch.empty(0, dtype=dtype).set_(storage.data.untyped_storage(), offset, sizes, strides)
-        if dtype == torch.bool and bool((storage.data > 1).any()):
-            raise ContentError("a truth value that is neither 0 nor 1; damaged")
-        if len(arguments) > 4 and arguments[4] is True and (dtype.is_floating_point or dtype.is_complex):
+        if dtype == torch.bool:
+            self._check_truth(storage)
+        if len(arguments) > 4 and arguments[4] is True and _has_gradients(dtype):
             tensor.requires_grad_()
         return _with_bits(tensor, metadata)
+
+    def _check_truth(self, storage: _Storage) -> None:
+        """Check, once a storage, that it holds truth values, as torch takes for granted."""
+        if storage.key not in self._true and bool((storage.data > 1).any()):
+            raise ContentError("a truth value that is neither 0 nor 1; damaged")
+        self._true.add(storage.key)
 
     def _storage(self, persistent: Persistent) -> _Storage:
         match persistent.reference:
@@ -148,7 +159,7 @@ class Tensors:
                 there = len(self._records[key])
                 if count * dtype.itemsize != there:
                     raise ContentError(f"its storage claims {count * dtype.itemsize:,} bytes, and {there:,} are there")
-                return _Storage(self._bytes(key), dtype)
+                return _Storage(key, self._bytes(key), dtype)
         raise ContentError("lies in something that is no storage")
 
     def _bytes(self, key: str) -> Tensor:
@@ -170,6 +181,10 @@ def _strides(value: object) -> tuple[int, ...] | None:
     return tuple(value) if isinstance(value, tuple | list) and all(map(is_size, value)) else None
 
 
+def _has_gradients(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def _with_bits(tensor: Tensor, metadata: object) -> Tensor:
     """Return the tensor as the bits say that torch keeps instead of computing: conjugated, negated."""
     if not isinstance(metadata, Call):
@@ -177,6 +192,6 @@ def _with_bits(tensor: Tensor, metadata: object) -> Tensor:
     bits = [key for key, value in metadata.pairs if value is True]
     if "conj" in bits and tensor.is_complex():
         tensor = tensor.conj()
-    if "neg" in bits:
+    if "neg" in bits and _has_gradients(tensor.dtype):
         tensor = torch._neg_view(tensor)
     return tensor

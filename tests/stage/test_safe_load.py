@@ -887,3 +887,224 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert refusal(tmp_path / "pipe") == "expected a checkpoint, found a pipe, socket or device"
+
+
+# --- what stands for something plain, and does not make sense ---------------------------------------------------------
+
+
+def named(name: str) -> bytes:
+    module, _, last = name.rpartition(".")
+    return f"c{module}\n{last}\n".encode()
+
+
+def called(name: str, *arguments: bytes) -> bytes:
+    return named(name) + b"(" + b"".join(arguments) + b"tR"
+
+
+DTYPE = called("numpy.dtype", text("f4"), b"\x89", b"\x88")
+ARRAY = called("numpy._core.multiarray._reconstruct", named("numpy.ndarray"), b"K\x00\x85", b"C\x01b")
+STORAGE = b"(" + text("storage") + named("torch.FloatStorage") + text("0") + text("cpu") + b"K\x04tQ"
+NO_TEXT, NO_SET = " that is not made of text", "a list or set that is not made of a list"
+NO_PAIRS, NO_TENSOR = "a dict that is not made of keys and values", "a tensor without a storage, sizes and strides"
+
+
+def tensor(*arguments: bytes, how: str = "_rebuild_tensor_v2") -> bytes:
+    given = (STORAGE, b"K\x00", b"K\x04\x85", b"K\x01\x85", b"\x89", b"N")
+    return called(f"torch._utils.{how}", *(arguments or given))
+
+
+SENSELESS: dict[bytes, str] = {
+    called("_codecs.encode", text("ü"), text("utf-8")): "expected bytes, found something else",
+    called("_codecs.encode", text("€"), text("latin1")): "expected bytes, found something else",
+    called("builtins.bytes", b"K\x05"): "expected bytes, found something else",
+    called("numpy._core.multiarray.scalar", DTYPE, b"N"): "expected bytes, found something else",
+    ARRAY: "a NumPy array without values",
+    ARRAY + b"(K\x01K\x02\x85" + DTYPE + b"\x89C\x04abcdtb": "a NumPy array whose shape and type do not take the 4 byt",
+    ARRAY + b"(K\x01]K\x01aK\x01a" + DTYPE + b"\x89C\x05abcdetb": "a NumPy array whose shape and type do not take the",
+    ARRAY + b"(K\x01N" + DTYPE + b"\x89C\x04abcdtb": "a NumPy array whose shape and type do not take the 4 bytes",
+    ARRAY + b"(K\x01" + b"J\xff\xff\xff\xff" + b"\x85" + DTYPE + b"\x89C\x04abcdtb": "a NumPy array whose shape and ty",
+    ARRAY + b"(K\x01K\x01\x85" + called("numpy.dtype", text("b1")) + b"\x89C\x01\x02tb": "a truth value that is neithe",
+    called("numpy._core.numeric._frombuffer", b"C\x04abcd", DTYPE, b"K\x01\x85"): "a NumPy array without values",
+    called("pathlib.PosixPath", b"K\x01"): "a pathlib.PosixPath" + NO_TEXT,
+    called("pathlib.PosixPath", text("x" * 4096), text("y")): "a pathlib.PosixPath" + NO_TEXT,
+    called("decimal.Decimal", b"N"): "a decimal.Decimal" + NO_TEXT,
+    called("decimal.Decimal"): "a decimal.Decimal" + NO_TEXT,
+    called("decimal.Decimal", text("x" * 4097)): "a decimal.Decimal" + NO_TEXT,
+    called("uuid.UUID"): "a UUID without a number",
+    called("uuid.UUID") + b"}" + text("int") + b"J\xff\xff\xff\xffsb": "a UUID without a number",
+    called("uuid.UUID") + b"}K\x01K\x01sb": "a UUID without a number",
+    called("datetime.timedelta", text("1")): "a timedelta that is not made of whole numbers",
+    called("datetime.timedelta", b"K\x01" * 4): "a timedelta that is not made of whole numbers",
+    called("datetime.timedelta", b"J\xff\xff\xff\x7f"): "a timedelta of more days than there are",
+    called("datetime.timezone"): "a timezone without an offset",
+    called("datetime.timezone", b"K\x01"): "a timezone without an offset",
+    called("datetime.timezone", called("datetime.timedelta", b"K\x02")): "a timezone more than a day away",
+    called("datetime.datetime", b"C\x04abcd"): "a datetime.datetime of 4 bytes",
+    called("datetime.time"): "a datetime.time of 0 bytes",
+    called("datetime.date", b"C\x04\x07\xea\x0d\x01"): "a datetime.date that no calendar or clock shows",
+    called("builtins.complex", b"K\x01", b"K\x01"): "a complex number that is not made of two numbers",
+    called("builtins.bytearray", b"K\x01"): "a bytearray that is not made of bytes",
+    called("builtins.slice"): "a builtins.slice that is not made of whole numbers",
+    called("builtins.slice", b"]"): "a builtins.slice that is not made of whole numbers",
+    called("builtins.range", b"N"): "a range that is none",
+    called("builtins.range", b"K\x01", b"K\x02", b"K\x00"): "a range that is none",
+    called("torch.Size", b"K\x01"): "a torch.Size that is not made of sizes",
+    called("torch.Size"): "a torch.Size that is not made of sizes",
+    called("torch.device", text("moon")): "a torch.device that is none",
+    called("torch.device", b"K\x01"): "a torch.device that is none",
+    called("builtins.set", b"N"): NO_SET,
+    called("collections.deque", b"}"): NO_SET,
+    called("collections.OrderedDict", b"]Na"): NO_PAIRS,
+    called("collections.OrderedDict", b"K\x01"): NO_PAIRS,
+    called("collections.OrderedDict", b"]N\x85a"): NO_PAIRS,
+    called("copyreg.__newobj__"): "an object of no class",
+    called("copyreg._reconstructor", b"N", b"N", b"N"): "an object of no class",
+    b"}" + b"\x8a\x08" + (2**60).to_bytes(8, "little") + b"Ns": "a whole number of too many digits as a key",
+    b"}" + b"\x8a\x08" + (-(2**60)).to_bytes(8, "little", signed=True) + b"Ns": "a whole number of too many digits as",
+    b"}]Ns": "a list as a key",
+    b"}]\x85Ns": "a list as a key",
+    b"}(" + b"N" * 65 + b"tNs": "a tuple as a key",
+    b"\x8f(}\x90": "a dict as a key",
+    tensor(b"N"): NO_TENSOR,
+    tensor(b"N", b"N", b"N", b"N"): NO_TENSOR,
+    tensor(STORAGE, b"\x88", b")", b")"): "a tensor whose sizes and strides are none",
+    tensor(STORAGE, b"K\x00", b"N", b")"): "a tensor whose sizes and strides are none",
+    tensor(STORAGE, b"K\x00", b")", b"N"): "a tensor whose sizes and strides are none",
+    tensor(STORAGE, b"K\x00", b")", b"K\x01\x85"): "a tensor whose sizes and strides are none",
+    tensor(STORAGE, b"K\x00", b"(" + b"K\x01" * 65 + b"t", b"(" + b"K\x01" * 65 + b"t"): "a tensor whose sizes and str",
+    tensor(STORAGE, b"K\x01", b"K\x04\x85", b"K\x01\x85"): "claims an element at 4, more than its storage holds",
+    tensor(STORAGE, b"K\x00", b"K\x02\x85", b"K\x04\x85"): "claims an element at 4, more than its storage holds",
+    tensor(STORAGE, b"K\x05", b"K\x00\x85", b"K\x01\x85"): "claims an element at 4, more than its storage holds",
+    tensor(how="_rebuild_tensor_v3"): "a tensor of no type",
+    tensor(STORAGE, b"K\x00", b")", b")", b"\x89", b"N", named("torch.strided"), how="_rebuild_tensor_v3"): "a tensor",
+    tensor(STORAGE.replace(b"Float", b"QInt8"), b"K\x00", b")", b")"): "expected an ordinary tensor, found one of torc",
+    tensor(STORAGE.replace(text("0"), text("1")), b"K\x00", b")", b")"): "lies in a storage '1' that is not in the fil",
+    tensor(STORAGE.replace(b"K\x04t", b"K\x05t"), b"K\x00", b")", b")"): "its storage claims 20 bytes, and 16 are ther",
+    tensor(STORAGE.replace(b"storage", b"STORAGE"), b"K\x00", b")", b")"): "lies in something that is no storage",
+    called("torch._utils._rebuild_parameter", b"N", b"\x88", b"N"): "a parameter that is not made of a tensor",
+    called("torch._utils._rebuild_parameter", tensor(), b"N", b"N"): "a parameter that is not made of a tensor",
+    called("torch._tensor._rebuild_from_type_v2", b"N"): "a tensor of a class that does not say how it is made",
+    called(
+        "torch._tensor._rebuild_from_type_v2", named("torch._tensor._rebuild_from_type_v2"), named("a.B"), b")", b"}"
+    ): "a tensor of a class that does not say how it is made",
+    called(
+        "torch._tensor._rebuild_from_type_v2", named("a.b"), named("torch.Tensor"), b")", b"}"
+    ): "expected an ordinary tensor, found a.b",
+    called("torch._utils._rebuild_nested_tensor", b"N"): "expected an ordinary tensor, found a nested one",
+    STORAGE.replace(b"Float", b"Bool").replace(b"K\x04t", b"K\x10t"): "a truth value that is neither 0 nor 1; damaged",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pickled", SENSELESS, ids=range(len(SENSELESS)))
+def test_what_does_not_make_sense_is_refused_with_its_place(pickled: bytes, tmp_path: Path) -> None:
+    path = torch_zip(b"\x80\x02]" + pickled + b"a.", tmp_path / "a.pt", **{"data/0": b"\0\1\2\3" * 4})
+    sentence = refusal(path)
+    assert re.match(r"content\[0\](, a key)?: ", sentence), sentence
+    assert sentence.partition(": ")[2].startswith(SENSELESS[pickled])
+
+
+SENSIBLE: list[tuple[bytes, object]] = [
+    (called("_codecs.encode", text("ü"), text("latin-1")), b"\xfc"),
+    (called("builtins.bytes"), b""),
+    (called("builtins.bytearray", text("ü"), text("latin-1")), bytearray(b"\xfc")),
+    (called("builtins.bytearray"), bytearray()),
+    (called("numpy._core.multiarray.scalar", DTYPE, b"\x96\x04" + bytes(7) + b"\0\0\x80?"), 1.0),
+    (called("fractions.Fraction", text("1/2")), "1/2"),
+    (called("datetime.datetime", b"C\x0a\x07\xea\x8b\x19\x13\x02\x09\x00\x00\x00"), "2026-11-25T19:02:09"),
+    (called("datetime.time", b"C\x06\x93\x02\x09\x00\x00\x00"), "19:02:09"),
+    (called("datetime.datetime", b"C\x0a\x07\xea\x0b\x19\x13\x02\x09\0\0\0", named("a.Zone")), "2026-11-25T19:02:09"),
+    (called("builtins.range", b"K\x03"), range(3)),
+    (called("collections.OrderedDict", b"]]K\x01aK\x02aa"), collections.OrderedDict([(1, 2)])),
+    (called("collections.OrderedDict", b"]K\x01K\x02\x86a"), collections.OrderedDict([(1, 2)])),
+    (called("collections.Counter", b"}K\x01K\x02s"), {1: 2}),
+    (called("copyreg.__newobj__", named("a.B"), text("x")), "x"),
+    (called("copyreg.__newobj_ex__", named("collections.OrderedDict"), b")", b"}"), collections.OrderedDict()),
+    (called("copyreg._reconstructor", named("a.B"), named("builtins.object"), b"N") + b"}K\x01K\x02sb", {1: 2}),
+    (called("copyreg._reconstructor", named("a.B"), named("builtins.str"), text("x")), "x"),
+    (called("a.B") + b"N}K\x01K\x02s\x86b", {1: 2}),
+    (called("a.B") + b"(K\x01K\x02e", [1, 2]),
+    (b"}(K\x01K\x02K\x01K\x03u", {1: 3}),
+    (tensor(), torch.tensor([0.0, 1.0, 2.0, 3.0])),
+    (tensor(STORAGE, b"K\x02", b"K\x00\x85", b"K\x01\x85"), torch.empty(0)),
+    (tensor(STORAGE, b"K\x02", b")", b")", how="_rebuild_tensor"), torch.tensor(2.0)),
+    (
+        called("torch._tensor._rebuild_from_type_v2", named("torch._utils._rebuild_tensor_v2"), named("a.Mine"),
+               b"(" + STORAGE + b"K\x00K\x01\x85K\x01\x85\x88Nt", b"}"),
+        torch.tensor([0.0], requires_grad=True),
+    ),
+    (
+        called("torch._utils._rebuild_parameter", tensor(
+            STORAGE.replace(b"Float", b"Int"), b"K\x00", b")", b")", b"\x88", b"N", b"}" + text("neg") + b"\x88s"
+        ), b"\x88", b"N"),
+        torch.nn.Parameter(torch.tensor(0, dtype=torch.int32), requires_grad=False),
+    ),
+    (STORAGE, torch.tensor([0.0, 1.0, 2.0, 3.0])),
+    (STORAGE.replace(b"Float", b"Bool").replace(text("0"), text("1")), torch.tensor([False, True, True, False])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pickled", "expected"), SENSIBLE, ids=range(len(SENSIBLE)))
+def test_what_makes_sense_in_another_way_than_torch_writes_it_is_read(
+    pickled: bytes, expected: object, tmp_path: Path
+) -> None:
+    records = {"data/0": struct.pack("<4f", 0, 1, 2, 3), "data/1": b"\0\1\1\0"}
+    content: Any = load_torch_file(torch_zip(b"\x80\x02]" + pickled + b"a.", tmp_path / "a.pt", **records)).content
+    assert same(content, [expected]), content
+
+
+FOREIGN = [
+    called("a.B"),
+    called("a.B", b"K\x01", b"K\x02"),
+    called("a.B", b"]"),
+    called("a.B") + b"K\x01aK\x01K\x02s",
+    named("a.B") + b")}K\x01K\x02s\x92",
+    called("a.B", b"K\x01", b"K\x02") + b"}K\x01K\x02sb",
+    called("omegaconf.dictconfig.DictConfig"),
+    named("torch.nn.parameter.Parameter"),
+    ARRAY + b"(K\x01K\x01\x85" + called("numpy.dtype", text("O8")) + b"\x89]Natb",
+    called("numpy.dtype", text("O8")),
+]
+
+
+@pytest.mark.parametrize("pickled", FOREIGN, ids=range(len(FOREIGN)))
+def test_what_nobody_knows_stays_foreign(pickled: bytes, tmp_path: Path) -> None:
+    content: Any = load_torch_file(torch_zip(b"\x80\x02]" + pickled + b"a.", tmp_path / "a.pt")).content
+    assert isinstance(content[0], Foreign), content
+
+
+def test_copies_of_something_large_are_counted(tmp_path: Path) -> None:
+    """Four opcodes make a copy: a megabyte that is encoded three hundred times."""
+    for large, copy_of in (
+        (text("x" * 2**20), named("_codecs.encode") + b"h\x01" + text("latin1") + b"\x86R"),
+        (b"(" + b"K\x01" * 2**20 + b"l", named("builtins.set") + b"h\x01\x85R"),
+        (b"C\x04abcd", (ARRAY + b"(K\x01K\x01\x85" + DTYPE + b"\x89h\x01tb")),
+    ):
+        times = 300 if copy_of[-1:] == b"R" else 1
+        path = torch_zip(b"\x80\x02" + large + b"q\x010(" + copy_of * times + b"l.", tmp_path / "a.pt")
+        if times == 1:
+            assert load_torch_file(path).content is not None
+        else:
+            assert refusal(path) == "holds more values than any checkpoint needs"
+
+
+def test_the_order_of_bytes_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    for order, refused in ((b"big", True), (b"little", False), (b"", True)):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", b"N.")
+            archive.writestr("archive/byteorder", order)
+        if refused:
+            assert refusal(path) == f"expected bytes in the order 'little', found {order!r}; save it again"
+        else:
+            assert load_torch_file(path).content is None
+
+
+def test_storages_that_are_not_aligned_are_as_good_as_any(tmp_path: Path) -> None:
+    for name in ("archive/data.pkl", *(f"archive/data.pkl{'x' * n}" for n in range(1, 5))):
+        with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02" + tensor() + b".")
+            archive.writestr(name.replace(".pkl", ".txt"), b"")
+            archive.writestr("archive/data/0", struct.pack("<4f", 0, 1, 2, 3))
+        content: Any = load_torch_file(tmp_path / "a.pt").content
+        assert content.tolist() == [0, 1, 2, 3]
+        assert content.data_ptr() % 4 == 0

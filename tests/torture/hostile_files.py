@@ -483,7 +483,7 @@ def consuming_pickles() -> Iterator[tuple[str, bytes]]:
                  "copyreg.__newobj__", "copyreg._reconstructor", "copyreg.__newobj_ex__", "numpy.dtype",
                  "torch.serialization._get_layout", "types.SimpleNamespace"):  # fmt: skip
         for given in (b")", b"N\x85", b"C\x0a" + b"\xff" * 10 + b"\x85", pair(*[number(2**62)] * 3),
-                      pair(text("x"), b"]"),                      b"]\x85", pair(named("a.B"), named("a.B"), b"}")):  # fmt: skip
+                      pair(text("x"), b"]"), b"]\x85", pair(named("a.B"), named("a.B"), b"}")):  # fmt: skip
             yield f"{name} of {given[:12]!r}", named(name) + given + b"R"
 
 
@@ -556,7 +556,8 @@ def odd_archives() -> Iterator[HostileFile]:
         yield HostileFile(f"without {name[0]}", made([item for item in items if item is not name]))
     for name in (
         "../../x", "/etc/passwd", "archive/../../x", "archive/data/../0", "C:\\x", "archive\\data.pkl", "a" * 60_000,
-        "", "archive/", "archive/data/0/", "archive/data/0/x", "\0", "archive/data.pkl\0.txt", "other/data.pkl", "data.pkl",
+        "", "archive/", "archive/data/0/", "archive/data/0/x", "\0", "archive/data.pkl\0.txt", "other/data.pkl",
+        "data.pkl",
         "archive/code/__torch__.py", "archive/constants.pkl", "archive/.data/serialization_id", "archive/byteorder",
         "archive/deep/data.pkl", "ARCHIVE/DATA.PKL", "archive/data/00", "archive/data/-1", "é/data.pkl",
     ):  # fmt: skip
@@ -642,7 +643,7 @@ def lying_safetensors() -> Iterator[HostileFile]:
         "shape": [[], [1], [3], [-2], [2.0], ["2"], [True], None, 2, [2**62], [2**40, 2**40], [0], [1] * 40,
                   [[2]], [-1, -2]],
         "data_offsets": [[], [0], [0, 8, 8], [8, 0], [0, 7], [0, 9], [1, 9], [-8, 0], [0, 2**62],
-                         [2**62, 2**62 + 8], None,                         [0.0, 8.0], ["0", "8"], [True, 8], [0, 10**400]],
+                         [2**62, 2**62 + 8], None, [0.0, 8.0], ["0", "8"], [True, 8], [0, 10**400]],
         "more": [1],
     }.items():  # fmt: skip
         for value in values:
