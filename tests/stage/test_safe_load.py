@@ -1108,3 +1108,17 @@ def test_storages_that_are_not_aligned_are_as_good_as_any(tmp_path: Path) -> Non
         content: Any = load_torch_file(tmp_path / "a.pt").content
         assert content.tolist() == [0, 1, 2, 3]
         assert content.data_ptr() % 4 == 0
+
+
+def test_of_what_hangs_on_a_dict_only_the_versions_are_kept(tmp_path: Path) -> None:
+    state = b"}(" + text("items") + b"K\x01" + text("_metadata") + b"Nub"
+    pickled = b"\x80\x02" + called("collections.OrderedDict") + state + b"."
+    content: Any = load_torch_file(torch_zip(pickled, tmp_path / "a.pt")).content
+    assert vars(content) == {}
+
+
+def test_a_file_of_torch_before_1_6_that_refers_to_anything_else_is_refused(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.pt", old_file({"w": torch.ones(1)})
+    assert whole.count(b"FloatStorage") == 1
+    path.write_bytes(whole.replace(b"FloatStorage", b"QInt8Storage"))
+    assert refusal(path).startswith("damaged: the content has no storage '")

@@ -16,6 +16,7 @@ from pathlib import Path
 from checkpoint_kinds import KINDS, same, saved
 from hostile_files import CORE, OPCODES, targets
 
+from qbw_eval.checkpoints.harmless import is_harmless
 from qbw_eval.checkpoints.load import load_checkpoint_file
 from qbw_eval.checkpoints.safe_load import CheckpointError
 
@@ -79,6 +80,8 @@ def test_hostile_checkpoints(tmp_path: Path, full: bool, trials, report) -> None
     report(test="hostile checkpoints", trials=len(lines), failures=len(wrong), unit="files", **counts)
     assert not (tmp_path / "canary").exists()
     assert wrong == []
+    called = {str(line["name"]).partition(" by ")[0] for line in lines if line["outcome"] == "loaded"}
+    assert [name for name in called & set(targets("")) if not is_harmless(name)] == []
     assert len(lines) >= (1400 if full and trials(1, 1000) == 1000 else 200)
 
 
