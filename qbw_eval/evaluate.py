@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -16,17 +17,19 @@ from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import Batch, Batches, batches_on
 from qbw_eval.data.fit import check_data_fit
-from qbw_eval.data.sources import Split
+from qbw_eval.data.split import Split
 from qbw_eval.engine.choose import Engine, choose_engine
 from qbw_eval.engine.tally import Measurement, Tally, predictions_of
-from qbw_eval.experiment import AnyPrecisionModel, Experiment
+from qbw_eval.experiment import Experiment
 from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory
+from qbw_eval.nested import bytes_of, samples, to_device
 from qbw_eval.networks.build import load_network, quantizers_of
 from qbw_eval.networks.preact_resnet import FOLLOWED
 from qbw_eval.plan import Plan
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
+from qbw_eval.settings.model import AnyPrecisionModel
 from schemas.errors import QBWError, UsageError
 
 _PROBED_SAMPLES = 2
@@ -93,7 +96,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
     """
     model = load_network(checkpoint.experiment, checkpoint.state, str(checkpoint.path))
     check_data_fit(checkpoint.experiment, split, f"the network of {checkpoint.path}")
-    table = trace_layers_on_meta(model, split.input_shape)
+    table = trace_layers_on_meta(model, split.first)
     options = options_of(checkpoint, settings.bitwidths)
     budget = settings.budget
     try:
@@ -101,7 +104,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
             settings.engine,
             model.to(settings.device),
             table.names,
-            split.inputs[:_PROBED_SAMPLES].to(settings.device),
+            _probed(split, settings.device),
             options,
             cache_bytes=budget.caches,
             work=len(split) * sum(layer.macs for layer in table.layers),
@@ -130,6 +133,11 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         settings=settings,
         budget=budget,
     )
+
+
+def _probed(split: Split, device: torch.device) -> Any:
+    """Return the samples on which engines are compared, on the device."""
+    return to_device(samples(split.inputs, slice(_PROBED_SAMPLES)), device)
 
 
 def _too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError:
@@ -241,7 +249,7 @@ class _Data:
     def of(cls, evaluation: Evaluation, batch_size: int) -> "_Data":
         """Make batches; all of them are on a GPU at once where the budget allows it."""
         split, settings = evaluation.split, evaluation.settings
-        resident = settings.device.type == "cpu" or split.inputs.nbytes <= evaluation.budget.data
+        resident = settings.device.type == "cpu" or bytes_of(split.inputs) <= evaluation.budget.data
         batches = batches_on(split, batch_size, settings.device, resident=resident)
         return cls(batches, predict(evaluation.engine, batches, evaluation.plan.reference))
 
@@ -262,10 +270,14 @@ def _batch_size(
     At least 1: whether that fits is seen when it runs.
     """
     wanted = _wanted_batch_size(evaluation)
-    probed = evaluation.split.inputs[:_PROBED_SAMPLES].to(evaluation.settings.device)
+    probed = _probed(evaluation.split, evaluation.settings.device)
     with torch.no_grad():
         needed = evaluation.engine.peak_bytes(probed, configurations)
-    fitting = max(1, evaluation.budget.activations * len(probed) // needed) if needed else wanted
+    fitting = (
+        max(1, evaluation.budget.activations * min(_PROBED_SAMPLES, len(evaluation.split)) // needed)
+        if needed
+        else wanted
+    )
     if fitting >= wanted:
         return wanted
     tell(f"{_samples(fitting)} a batch instead of {wanted}: more do not fit into the memory allowed (--memory)")

@@ -4,30 +4,22 @@ The keys of the seed document keep their names and meaning. One experiment can b
 (`model: resnet8` for `model: {name: resnet8}`, `random_bitwidths` at top level or under `quantization`,
 `number_of_configs` for `num_bitwidths`); all of them become one spelling before anything is checked, and errors still
 name what was written.
-
-Rules that span several settings are checked at the last of them, where `info.data` holds those that came out right: a
-check of the whole would not run at all while any of them is wrong, and so hide mistakes until the next try.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, sentence
 from qbw_eval.plain_values import plain_values
+from qbw_eval.settings.data import DataSettings
+from qbw_eval.settings.kinds import MAX_NAME_BYTES, Name, Settings
+from qbw_eval.settings.model import ModelSettings
+from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings, RandomBitwidths
+from qbw_eval.settings.training import TrainingSettings
 from qbw_eval.yaml_reader import (
     MAX_BYTES,
     TOP,
@@ -41,320 +33,12 @@ from qbw_eval.yaml_reader import (
 )
 from schemas.errors import UsageError, did_you_mean
 
-NetworkName = Literal["resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet34", "resnet50"]
-CIFAR_STYLE: Final = ("resnet8", "resnet20", "resnet32", "resnet56")
-"""Networks for small images: 3x3 stem, three stages. The others have torchvision's shape."""
-
-MAX_SEED: Final = 2**63 - 1  # a record's seed is an int64
-MAX_NAME_BYTES: Final = 200  # file systems stop at 255, and names get prefixes and endings
-_DATA_FILES: Final = (".pt", ".npz", ".safetensors")
-TENSOR_FILES: Final = ".pt, .npz or .safetensors"
-_PATHS: Final = {"tensors": f"the path of a {TENSOR_FILES} file", "image_folder": "the path of a folder"}
-"""What a split names, by source."""
-
 
 class ExperimentError(UsageError):
     """An experiment that cannot be meant as written; a line per mistake."""
 
 
-# --- kinds of values ------------------------------------------------------------------------------------------------
-
-
-def _list_as_tuple(value: object) -> object:
-    # Only lists: a lax tuple would also take sets and generators, which have no order or only one use.
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _height_and_width(value: object) -> object:
-    if isinstance(value, list | tuple) and len(value) != 2:
-        raise ValueError(f"expected two whole numbers, height and width, found a list of {len(value)}")
-    return _list_as_tuple(value)
-
-
-def _colours(value: object) -> object:
-    if isinstance(value, list | tuple) and len(value) != 3:
-        raise ValueError(f"expected three numbers, for red, green and blue, found a list of {len(value)}")
-    return _list_as_tuple(value)
-
-
-def _text_as_path(value: object, info: ValidationInfo) -> object:
-    source = info.data.get("source")  # absent where it is wrong itself, which is said already
-    expected = _PATHS.get(str(source), "a path")
-    if not isinstance(value, str | Path):
-        raise ValueError(f"expected {expected}, found {found(value)}")
-    path = Path(value)
-    if not str(value) or "\0" in str(path) or (source == "tensors" and path.suffix not in _DATA_FILES):
-        hint = "" if path.suffix or not path.name else "; for a folder of images say source: image_folder"
-        raise ValueError(f"expected {expected}, found {shown(str(value))}{hint if source == 'tensors' else ''}")
-    return path
-
-
-def _printable_name(name: str) -> str:
-    """Return `name` if it can stand in a table and in a log.
-
-    Raises:
-        ValueError: it is empty, too long, or has characters that are not printable.
-    """
-    if not name or len(name.encode(errors="replace")) > MAX_NAME_BYTES or not name.isprintable():
-        raise ValueError(f"expected a name of 1 to {MAX_NAME_BYTES} bytes, all printable, found {shown(name)}")
-    return name
-
-
-def _safe_name(name: str) -> str:
-    """Return `name` if a file or a folder can bear it too.
-
-    Raises:
-        ValueError: it is not printable, or holds what a file name cannot.
-    """
-    if _printable_name(name) in (".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"expected a name without / and \\, and neither . nor .., found {shown(name)}")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_safe_name)]
-Bitwidth = Annotated[int, Field(ge=1, le=32)]
-Sides = Annotated[int, Field(ge=1, le=16384)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveShare = Annotated[float, Field(gt=0, le=1)]
-DataPath = Annotated[Path, BeforeValidator(_text_as_path, json_schema_input_type=str)]
-
-
-# --- the settings ---------------------------------------------------------------------------------------------------
-
-
-class _Settings(BaseModel):
-    """Frozen; nothing is converted silently (a text is no number, true is no 1), nothing unknown is accepted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
-
-
-class ModelSettings(_Settings):
-    """The network; `model: resnet20` is short for `model: {name: resnet20}`."""
-
-    name: NetworkName = Field(
-        description="resnet8, 20, 32 and 56 are the CIFAR-style networks; resnet18, 34 and 50 have torchvision's shape"
-    )
-    width: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="channels of the first stage; 16 for the CIFAR-style networks and 64 for the others if left out",
-    )
-    batch_norm: Literal["shared", "switchable"] = Field(
-        default="shared", description="switchable: statistics and affine parameters of its own for every bitwidth"
-    )
-    quantize_first_and_last: bool = Field(
-        default=False, description="quantize the first convolution and the classifier too, not only what lies between"
-    )
-    in_channels: int | None = Field(
-        default=None, ge=1, le=4096, description="channels of the input; taken from the data if left out"
-    )
-    num_classes: int | None = Field(
-        default=None, ge=2, le=100_000, description="number of classes; taken from the data if left out"
-    )
-    input_size: Annotated[tuple[Sides, Sides], BeforeValidator(_height_and_width)] | None = Field(
-        default=None, description="height and width of the input; taken from the data if left out"
-    )
-
-    @property
-    def resolved_width(self) -> int:
-        """Channels of the first stage."""
-        if self.width is not None:
-            return self.width
-        return 16 if self.name in CIFAR_STYLE else 64
-
-
-class AnyPrecisionModel(ModelSettings):
-    """A network of an Any-Precision DNN checkpoint, which says itself what it is; no experiment file can name one."""
-
-    name: Literal["resnet20q", "resnet50q"]  # type: ignore[assignment]  # other names than those a file may hold
-    batch_norm: Literal["switchable"] = "switchable"
-
-
-_SPLIT_PATH: Final = f"tensors: {TENSOR_FILES} file; image_folder: folder; relative to the experiment file's folder"
-# There is no default: with other values than those of the training, a network is evaluated on other inputs, and
-# nothing but a lower accuracy says so.
-_NEEDED_FOR_IMAGES: Final = {
-    "size": "the height and width of the network's inputs in pixels; torchvision's networks take 224 (and resize: 256)",
-    "mean": "what the network was trained with; ImageNet's is [0.485, 0.456, 0.406], none is [0, 0, 0]",
-    "std": "what the network was trained with; ImageNet's is [0.229, 0.224, 0.225], none is [1, 1, 1]",
-}
-
-
-class DataSettings(_Settings):
-    """What the network is trained and evaluated on."""
-
-    source: Literal["digits", "tensors", "image_folder"] = Field(
-        description="digits: scikit-learn's handwritten digits, no download; tensors: files with inputs and labels; "
-        "image_folder: folders that hold a folder of images for each class"
-    )
-    train: DataPath | None = Field(default=None, description=_SPLIT_PATH)
-    validation: DataPath | None = Field(default=None, description=_SPLIT_PATH)
-    test: DataPath | None = Field(default=None, description=_SPLIT_PATH)
-    size: Sides | None = Field(
-        default=None,
-        description="image_folder only: height and width of the inputs in pixels, cut from the centre of the image",
-    )
-    resize: Sides | None = Field(
-        default=None,
-        description="image_folder only: pixels that the image's shorter side is scaled to first (bilinear); "
-        "the same as size if left out",
-    )
-    mean: Annotated[tuple[Share, Share, Share], BeforeValidator(_colours)] | None = Field(
-        default=None,
-        description="image_folder only: what is subtracted from red, green and blue, which go from 0 to 1",
-    )
-    std: Annotated[tuple[PositiveShare, PositiveShare, PositiveShare], BeforeValidator(_colours)] | None = Field(
-        default=None, description="image_folder only: what red, green and blue, less the mean, are divided by"
-    )
-    batch_size: int = Field(default=256, ge=1, le=65536, description="samples a batch when evaluating")
-
-    @field_validator("train", "validation", "test")
-    @classmethod
-    def _digits_have_no_files(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if path is not None and info.data.get("source") == "digits":
-            raise ValueError("the source 'digits' takes no file; leave this key out, or did you mean source: tensors?")
-        return path
-
-    @field_validator("validation")
-    @classmethod
-    def _others_need_a_path(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        # A train that is wrong is absent from info.data; one that was left out is there as None.
-        no_train = "train" in info.data and info.data["train"] is None
-        source = info.data.get("source")
-        if path is None and no_train and source in _PATHS:
-            raise ValueError(f"this key is missing: the source {source!r} needs train, validation or both")
-        return path
-
-    @field_validator("size", "resize", "mean", "std")
-    @classmethod
-    def _images_are_preprocessed(cls, value: object, info: ValidationInfo) -> object:
-        source, key = info.data.get("source"), str(info.field_name)
-        if value is not None and source not in (None, "image_folder"):
-            raise ValueError("goes with source 'image_folder' only; leave it out")
-        if value is None and source == "image_folder" and key in _NEEDED_FOR_IMAGES:
-            raise ValueError(f"this key is missing: the source 'image_folder' needs {_NEEDED_FOR_IMAGES[key]}")
-        return value
-
-    @field_validator("resize")
-    @classmethod
-    def _the_centre_is_inside(cls, resize: int | None, info: ValidationInfo) -> int | None:
-        size = info.data.get("size")
-        if resize is not None and size is not None and resize < size:
-            raise ValueError(f"expected at least data.size, which is {size}, found {resize}")
-        return size if resize is None else resize
-
-
-class TrainingSettings(_Settings):
-    """How `qbw-eval train` makes checkpoints."""
-
-    epochs: int = Field(default=30, ge=1, le=1_000_000, description="passes over the training data")
-    batch_size: int = Field(default=64, ge=1, le=65536, description="samples a batch when training")
-    learning_rate: float = Field(default=1e-3, gt=0, description="AdamW's, at the start of its cosine schedule")
-    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW's decoupled weight decay")
-    configurations_per_batch: int = Field(
-        default=2, ge=1, le=1024, description="joint_quantization: random bitwidth configurations a batch is seen at"
-    )
-    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="of initialization, batch order and configurations")
-
-
-class MethodSettings(_Settings):
-    """One way to quantize, under a name of your own."""
-
-    weight_quantization: Literal["dorefa", "dorefa_scaled", "lsq"] = Field(
-        default="dorefa", description="how weights are quantized; dorefa_scaled keeps their mean magnitude"
-    )
-    activation_quantization: Literal["dorefa", "pact", "lsq"] = Field(
-        default="dorefa", description="how activations are quantized; pact learns where to clip, lsq the step"
-    )
-    bitwidth_options: Annotated[tuple[Bitwidth, ...], BeforeValidator(_list_as_tuple)] = Field(
-        description="the bitwidths a layer can have, 1 to 32, each once; 32 is unquantized",
-        json_schema_extra={"minItems": 1, "maxItems": 32, "uniqueItems": True},
-    )
-    training_method: Literal["joint_quantization", "vanilla_single_precision_training"] = Field(
-        default="joint_quantization",
-        description="joint_quantization: all options at once, k random configurations a batch; "
-        "vanilla_single_precision_training: every layer at one bitwidth",
-    )
-    validation_function: Literal["random_bitwidths", "simple_validation"] = Field(
-        default="random_bitwidths",
-        description="random_bitwidths: validate at random configurations; simple_validation: at one",
-    )
-    switchable_clipping: bool = Field(
-        default=False, description="one learned clipping value (pact) or step (lsq) for every bitwidth option"
-    )
-    bitwidth: Bitwidth | None = Field(
-        default=None,
-        description="vanilla_single_precision_training only: the bitwidth trained at; the only option if left out",
-    )
-
-    @field_validator("bitwidth_options")
-    @classmethod
-    def _options_make_sense(cls, options: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        if not options:
-            raise ValueError("expected at least one bitwidth, found an empty list")
-        twice = sorted(bits for bits in set(options) if options.count(bits) > 1)
-        if twice:
-            raise ValueError(f"expected every bitwidth once, found {_listed(twice)} more than once")
-        for key in ("weight_quantization", "activation_quantization"):
-            # A signed 1-bit LSQ weight has the levels -1 and 0 only; the paper starts at 2 bits.
-            if 1 in options and info.data.get(key) == "lsq":
-                raise ValueError(f"the option 1 does not go with {key} 'lsq', which needs at least 2 bits")
-        return tuple(sorted(options))
-
-    @field_validator("bitwidth")
-    @classmethod
-    def _bitwidth_is_an_option(cls, bitwidth: int | None, info: ValidationInfo) -> int | None:
-        options, training_method = info.data.get("bitwidth_options"), info.data.get("training_method")
-        if options is None or training_method is None:
-            return bitwidth
-        if training_method == "joint_quantization":
-            if bitwidth is not None:
-                raise ValueError("goes with training_method 'vanilla_single_precision_training' only; leave it out")
-            return None
-        if bitwidth is None and len(options) > 1:
-            raise ValueError(f"this key is missing: which of {_listed(options)} is trained at?")
-        if bitwidth is not None and bitwidth not in (*options, 32):
-            raise ValueError(f"expected one of the bitwidth_options {_listed(options)} or 32, found {bitwidth}")
-        return options[0] if bitwidth is None else bitwidth
-
-
-class QuantizationSettings(_Settings):
-    """Whether and how the network is quantized: any number of methods, each under a name of your own."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[Annotated[str, AfterValidator(_printable_name)], MethodSettings] = Field(init=False)
-
-    enable: bool = Field(default=True, description="false: every layer stays at 32 bits")
-
-    @property
-    def methods(self) -> Mapping[str, MethodSettings]:
-        """The methods by name, in the order of the file."""
-        return self.__pydantic_extra__
-
-    @model_validator(mode="after")
-    def _has_a_method(self) -> "QuantizationSettings":
-        if self.enable and not self.methods:
-            raise ValueError(
-                "a method is missing: a name of your own with bitwidth_options below it (or enable: false)"
-            )
-        return self
-
-
-class RandomBitwidths(_Settings):
-    """The random configurations at which the network is evaluated."""
-
-    num_bitwidths: int = Field(
-        default=16, ge=1, le=1_000_000, description="number of random configurations (also spelled number_of_configs)"
-    )
-    sampler: Literal["iid", "uniform"] = Field(
-        default="iid",
-        description="iid: every layer's bits drawn independently; uniform: every layer at the same bits",
-    )
-    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="the same seed draws the same configurations")
-
-
-class Experiment(_Settings):
+class Experiment(Settings):
     """An experiment: a network, data, how to train, how to quantize and what to evaluate."""
 
     experiment: Name = Field(
@@ -408,7 +92,7 @@ class Experiment(_Settings):
         return self.model_dump(mode="json")
 
 
-class WithoutNetwork(_Settings):
+class WithoutNetwork(Settings):
     """An experiment file that leaves the network to the checkpoint; its keys are those of `Experiment`."""
 
     experiment: Name = "experiment"
@@ -677,10 +361,6 @@ def _with_absolute_files(settings: _Kind, path: Path) -> _Kind:
     if absolute and not is_encodable(str(folder)):
         raise ExperimentError(f"{path}: its folder's name is not UTF-8, so no checkpoint could say where the data is")
     return settings.model_copy(update={"data": data.model_copy(update=absolute)})
-
-
-def _listed(bitwidths: Iterable[int]) -> str:
-    return ", ".join(str(bits) for bits in bitwidths)
 
 
 def _named(names: list[str]) -> str:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,11 @@ from qbw_eval.checkpoints.native import write_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.fit import check_data_fit
-from qbw_eval.data.sources import Split
+from qbw_eval.data.split import Split
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.evaluate import measure
 from qbw_eval.experiment import Experiment
+from qbw_eval.nested import samples, to_device
 from qbw_eval.networks.build import build_network
 from qbw_eval.quantization.bitwidths import quantized_layers, restored, set_bitwidths
 from qbw_eval.quantization.layers import SMALLEST_SCALE, QuantizedLayer
@@ -88,8 +90,8 @@ def train(
     torch.manual_seed(settings.seed)
     choices = random.Random(settings.seed)
     model = build_network(experiment).to(device)
-    inputs, labels = train_split.inputs.to(device), train_split.labels.to(device)
-    initialize_activation_steps(model, inputs[: settings.batch_size])
+    inputs, labels = to_device(train_split.inputs, device), train_split.labels.to(device)
+    initialize_activation_steps(model, samples(inputs, slice(settings.batch_size)))
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     batches_per_epoch = math.ceil(len(labels) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches_per_epoch)
@@ -100,7 +102,7 @@ def train(
             if len(batch) == 1:
                 continue  # batch norm has nothing to normalize a single sample with
             optimizer.zero_grad()
-            loss = _accumulate_gradients(model, experiment, choices, inputs[batch], labels[batch])
+            loss = _accumulate_gradients(model, experiment, choices, samples(inputs, batch), labels[batch])
             optimizer.step()
             schedule.step()
             _keep_scales_positive(model)
@@ -126,11 +128,11 @@ def train(
 
 
 def _accumulate_gradients(
-    model: nn.Module, experiment: Experiment, choices: random.Random, inputs: Tensor, labels: Tensor
+    model: nn.Module, experiment: Experiment, choices: random.Random, inputs: Any, labels: Tensor
 ) -> Tensor:
     """Add the gradients of the mean loss over the batch's configurations; return that loss, detached."""
     configurations = list(_training_configurations(model, experiment, choices))
-    total = torch.zeros((), device=inputs.device)
+    total = torch.zeros((), device=labels.device)
     for bitwidths in configurations:
         set_bitwidths(model, bitwidths)
         loss = F.cross_entropy(model(inputs), labels) / len(configurations)
@@ -183,7 +185,7 @@ def _keep_scales_positive(model: nn.Module) -> None:
                 parameter.clamp_(min=SMALLEST_SCALE)
 
 
-def initialize_activation_steps(model: nn.Module, inputs: Tensor) -> None:
+def initialize_activation_steps(model: nn.Module, inputs: Any) -> None:
     """Set LSQ's activation steps from what each layer receives in one full-precision pass (LSQ, section 2.1).
 
     Explicit and once, before training: a step that a checkpoint holds is never overwritten by the first batch it meets.

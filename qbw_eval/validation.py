@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.cost import average_bitwidth
-from qbw_eval.data.batches import Batch, first_sample, to_device
+from qbw_eval.data.batches import Batch
 from qbw_eval.data.labels import class_numbers
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.tally import Measurement
 from qbw_eval.evaluate import measure
 from qbw_eval.memory import MemoryBudget, free_memory
+from qbw_eval.nested import first_sample, to_device
 from qbw_eval.quantization.bitwidths import common_options, trace_order
 from schemas.errors import UsageError
 

@@ -20,14 +20,10 @@ from torch import Tensor
 
 from qbw_eval.checkpoints.native import Checkpoint, epoch_in, state_in
 from qbw_eval.checkpoints.safe_load import CheckpointError, LoadedFile
-from qbw_eval.experiment import (
-    AnyPrecisionModel,
-    DataSettings,
-    Experiment,
-    MethodSettings,
-    QuantizationSettings,
-    WithoutNetwork,
-)
+from qbw_eval.experiment import Experiment, WithoutNetwork
+from qbw_eval.settings.data import DataSettings
+from qbw_eval.settings.model import AnyPrecisionModel
+from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings
 from schemas.errors import UsageError
 
 

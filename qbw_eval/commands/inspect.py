@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from qbw_eval.checkpoints.find import trusted_among
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
@@ -45,7 +47,7 @@ def inspect_command(given: InspectOptions) -> None:
     if model.input_size is None or model.in_channels is None:
         raise UsageError("model.input_size and model.in_channels: not known; name them in the experiment file")
     network = load_network(checkpoint.experiment, checkpoint.state, str(path))
-    table = trace_layers_on_meta(network, (model.in_channels, *model.input_size))
+    table = trace_layers_on_meta(network, torch.zeros((1, model.in_channels, *model.input_size), device="meta"))
     options = options_of(checkpoint, None)
     # Every cost grows with every layer's bits, so the extremes are the uniform configurations at the ends.
     lowest, highest = (costs_of((bits,) * len(table), table, options[-1]) for bits in (options[0], options[-1]))

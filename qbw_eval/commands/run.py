@@ -17,10 +17,12 @@ from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
-from qbw_eval.data.sources import Split, SplitName, load_split
+from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import Split, SplitName
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
-from qbw_eval.experiment import DataSettings, Experiment, WithoutNetwork, load_evaluation_file
+from qbw_eval.experiment import Experiment, WithoutNetwork, load_evaluation_file
 from qbw_eval.memory import keep_freed_memory
+from qbw_eval.settings.data import DataSettings
 from qbw_eval.store import RecordStore
 from schemas.errors import InterruptedByUserError, QBWError, TerminatedError
 

@@ -1,66 +1,21 @@
 """A split as batches on the device: moved once, met by every configuration."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qbw_eval.data.sources import Split
+from qbw_eval.data.split import Split
+from qbw_eval.nested import samples, to_device
 
 
 class Batch(NamedTuple):
-    """Inputs (N, channels, height, width), or nested containers of tensors, and labels (N,), on one device."""
+    """Inputs (N, ...), or nested containers of them (`nested`), and labels (N,), on one device."""
 
     inputs: Any
     labels: Tensor
-
-
-def to_device(inputs: Any, device: torch.device) -> Any:
-    """Return a tensor, or dicts, lists and tuples of tensors, on `device`."""
-    return for_each_tensor(inputs, lambda tensor: tensor.to(device))
-
-
-def first_sample(inputs: Any) -> Any:
-    """Return a batch of the first sample of a batch."""
-    return for_each_tensor(inputs, lambda tensor: tensor[:1].clone())  # for a forward that changes its input
-
-
-def tensors_in(inputs: Any) -> list[Tensor]:
-    """Return the tensors in dicts, lists and tuples of tensors, in the order in which they stand there."""
-    found: list[Tensor] = []
-    for_each_tensor(inputs, found.append)
-    return found
-
-
-def tensors_like(inputs: Any, like: Any) -> list[Tensor] | None:
-    """Return the tensors of `inputs` in the order of `like`, whose dicts may have their keys in another order.
-
-    None where the containers are others: other keys, another length, a tensor in place of a container.
-    """
-    if isinstance(like, Mapping):
-        if not isinstance(inputs, Mapping) or inputs.keys() != like.keys():
-            return None
-        pairs = [(inputs[key], value) for key, value in like.items()]
-    elif isinstance(like, list | tuple):
-        if not isinstance(inputs, list | tuple) or len(inputs) != len(like):
-            return None
-        pairs = list(zip(inputs, like, strict=True))
-    else:
-        return [inputs] if isinstance(inputs, Tensor) else None
-    parts = [tensors_like(*pair) for pair in pairs]
-    return None if None in parts else [tensor for part in parts if part is not None for tensor in part]
-
-
-def for_each_tensor(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return containers like those of `inputs` that hold what `change` makes of each tensor, in order."""
-    if isinstance(inputs, Mapping):
-        return {key: for_each_tensor(value, change) for key, value in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        changed = [for_each_tensor(value, change) for value in inputs]
-        return changed if isinstance(inputs, list) else tuple(changed)
-    return change(inputs)
 
 
 @dataclass(frozen=True)
@@ -72,7 +27,7 @@ class Batches:
         device: where a batch is when it comes out.
     """
 
-    pairs: Sequence[tuple[Tensor, Tensor]]
+    pairs: Sequence[tuple[Any, Tensor]]
     device: torch.device
 
     def __len__(self) -> int:
@@ -80,7 +35,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, labels in self.pairs:
-            yield Batch(inputs.to(self.device), labels.to(self.device))
+            yield Batch(to_device(inputs, self.device), labels.to(self.device))
 
 
 def batches_on(split: Split, batch_size: int, device: torch.device, *, resident: bool = True) -> Batches:
@@ -94,5 +49,6 @@ def batches_on(split: Split, batch_size: int, device: torch.device, *, resident:
     """
     inputs, labels = split.inputs, split.labels
     if resident:
-        inputs, labels = inputs.to(device), labels.to(device)
-    return Batches(list(zip(torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True)), device)
+        inputs, labels = to_device(inputs, device), labels.to(device)
+    parts = [slice(start, start + batch_size) for start in range(0, len(labels), batch_size)]
+    return Batches([(samples(inputs, part), labels[part]) for part in parts], device)

@@ -1,20 +1,38 @@
 """Do data and network fit each other? What an experiment leaves open is filled in from the data."""
 
 from qbw_eval.data.errors import DataError
-from qbw_eval.data.sources import Split
+from qbw_eval.data.split import Split
 from qbw_eval.experiment import Experiment
+from qbw_eval.nested import places
 
 
 def with_data_shape(experiment: Experiment, split: Split) -> Experiment:
     """Return the experiment with input channels, size and classes filled in from the data where it does not say."""
     model = experiment.model
-    channels, height, width = split.input_shape
+    channels, height, width = _images_of(split, "the network")
     filled = {
         "in_channels": model.in_channels or channels,
         "num_classes": model.num_classes or max(2, split.num_classes),
         "input_size": model.input_size or (height, width),
     }
     return experiment.model_copy(update={"model": model.model_copy(update=filled)})
+
+
+def _images_of(split: Split, network: str) -> tuple[int, int, int]:
+    """Return the images' channels, height and width.
+
+    Raises:
+        DataError: the inputs are no images.
+    """
+    if split.image_shape is None:
+        found = "; ".join(
+            f"{place or 'one tensor'} {tuple(tensor.shape[1:])}" for place, tensor in places(split.inputs)
+        )
+        raise DataError(
+            f"{split.dataset}: {network} takes images (channels, height, width), a sample has {found[:200]}; "
+            "name the data that it was trained on"
+        )
+    return split.image_shape
 
 
 def check_data_fit(experiment: Experiment, split: Split, network: str) -> None:
@@ -29,10 +47,9 @@ def check_data_fit(experiment: Experiment, split: Split, network: str) -> None:
         DataError: it cannot, or has not.
     """
     model = experiment.model
-    if split.input_shape[0] != model.in_channels:
-        raise DataError(
-            f"{split.dataset}: inputs have {split.input_shape[0]} channels, {network} takes {model.in_channels}"
-        )
+    channels, *_ = _images_of(split, network)
+    if channels != model.in_channels:
+        raise DataError(f"{split.dataset}: inputs have {channels} channels, {network} takes {model.in_channels}")
     if split.classes is not None and split.classes != model.num_classes:
         raise DataError(
             f"{split.dataset}: has folders for {split.classes} classes, {network} has {model.num_classes} classes; "

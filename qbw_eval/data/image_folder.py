@@ -26,8 +26,8 @@ from torch import Tensor
 
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.labels import MOST_CLASSES
-from qbw_eval.experiment import DataSettings
 from qbw_eval.memory import free_memory
+from qbw_eval.settings.data import DataSettings
 
 if TYPE_CHECKING:
     from PIL import Image

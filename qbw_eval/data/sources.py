@@ -4,14 +4,11 @@ A split is preprocessed here, whole and in file order, and fingerprinted after t
 preprocessed inputs can never be taken for the same thing.
 """
 
-import hashlib
 import io
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,60 +19,14 @@ from qbw_eval.checkpoints.safetensors_file import load_safetensors
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.image_folder import read_image_folder
 from qbw_eval.data.labels import MOST_CLASSES, class_numbers
-from qbw_eval.experiment import TENSOR_FILES, DataSettings
+from qbw_eval.data.split import Split, SplitName
+from qbw_eval.settings.data import TENSOR_FILES, DataSettings
 from schemas.errors import UsageError
-
-SplitName = Literal["train", "validation", "test"]
 
 _DIGITS_SPLITS = {"train": (0, 1000), "validation": (1000, 1797)}
 """Sample ranges after the shuffle: 797 validation samples put the 95% sampling noise of 0.98 at one point."""
 
 _INPUT_NAMES, _LABEL_NAMES = ("inputs", "x", "images", "data"), ("labels", "y", "targets", "target")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One preprocessed data split.
-
-    Attributes:
-        dataset: the source's name.
-        name: train, validation or test.
-        inputs: (N, channels, height, width) float32.
-        labels: (N,) int64, from 0.
-        classes: how many classes the source has, where more than the labels tells.
-    """
-
-    dataset: str
-    name: str
-    inputs: Tensor
-    labels: Tensor
-    classes: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        channels, height, width = self.inputs.shape[1:]
-        return channels, height, width
-
-    @property
-    def num_classes(self) -> int:
-        """What the source says, or one more than the largest label."""
-        return int(self.labels.max()) + 1 if self.classes is None else self.classes
-
-    def limited(self, limit: int | None) -> "Split":
-        """Return the first `limit` samples, all where it is None or larger."""
-        return replace(self, inputs=self.inputs[:limit], labels=self.labels[:limit])
-
-    def data_id(self) -> str:
-        """Return the fingerprint of the preprocessed inputs and labels: shapes and values, in order."""
-        hasher = hashlib.blake2b(digest_size=16)
-        for tensor in (self.inputs, self.labels):
-            hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            hasher.update(np.ascontiguousarray(tensor.numpy()).data)
-        return hasher.hexdigest()
 
 
 def load_split(settings: DataSettings, name: SplitName, *, limit: int | None = None) -> Split:

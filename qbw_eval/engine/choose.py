@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
-from qbw_eval.data.batches import tensors_in
 from qbw_eval.engine.graph import UntraceableError
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.memory import is_out_of_memory
+from qbw_eval.nested import tensors_in
 
 ENGINES = ("auto", "reference", "incremental", "integer")
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qbw_eval.data.batches import for_each_tensor, tensors_in
+from qbw_eval.nested import for_each_tensor, tensors_in
 from qbw_eval.quantization.bitwidths import quantized_layers, restored
 from schemas.errors import QBWError
 

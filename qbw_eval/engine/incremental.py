@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.data.batches import for_each_tensor, tensors_like
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.graph import TracedNetwork, call, trace_network
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.walk import Bits, Compute, Operation, Program, Step
+from qbw_eval.nested import for_each_tensor, tensors_like
 from qbw_eval.quantization.bitwidths import quantized_layers, restored, set_bitwidth
 from qbw_eval.quantization.layers import QuantConv2d, QuantizedLayer, QuantLinear
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.data.batches import for_each_tensor
+from qbw_eval.nested import for_each_tensor
 from qbw_eval.quantization.bitwidths import restored, set_bitwidths
 
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from qbw_eval.checkpoints.safe_load import CheckpointError
-from qbw_eval.experiment import AnyPrecisionModel, Experiment
+from qbw_eval.experiment import Experiment
 from qbw_eval.networks.preact_resnet import NETWORKS, PreActResNet20, PreActResNet50
 from qbw_eval.networks.resnet import SHAPES, ResNet
 from qbw_eval.quantization.layers import Quantizers
+from qbw_eval.settings.model import AnyPrecisionModel
 from schemas.errors import UsageError
 
 Network = ResNet | PreActResNet20 | PreActResNet50

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qbw_eval.cost import average_bitwidth
 from qbw_eval.layer_table import Layer, LayerTable
+from qbw_eval.nested import to_device
 from schemas.errors import UsageError, did_you_mean
 
 
@@ -180,13 +181,13 @@ def _trace(
     return uses
 
 
-def trace_layers_on_meta(model: nn.Module, input_shape: Sequence[int]) -> LayerTable:
-    """Return `trace_layers` for inputs of `input_shape` (channels, height, width), computing shapes only.
+def trace_layers_on_meta(model: nn.Module, sample: Any) -> LayerTable:
+    """Return `trace_layers` for a batch of one sample, whatever containers its tensors are in, computing shapes only.
 
     Shapes come from files that a stranger may have written; on torch's meta device a huge one costs nothing.
     """
     shapes_only = copy.deepcopy(model).to("meta")
-    return trace_layers(shapes_only, torch.zeros((1, *input_shape), device="meta"))
+    return trace_layers(shapes_only, to_device(sample, torch.device("meta")))
 
 
 def _macs(module: nn.Module, output: Tensor) -> int:

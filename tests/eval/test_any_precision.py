@@ -25,11 +25,13 @@ from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.regions import find_regions
 from qbw_eval.evaluate import _choices_of_ours, _network_facts
-from qbw_eval.experiment import DataSettings, RandomBitwidths, WithoutNetwork, experiment_from_mapping
+from qbw_eval.experiment import WithoutNetwork, experiment_from_mapping
 from qbw_eval.networks.build import Network, load_network
 from qbw_eval.networks.preact_resnet import FOLLOWED
 from qbw_eval.quantization.bitwidths import quantized_layers, set_bitwidths, trace_layers_on_meta, trace_order
 from qbw_eval.quantization.layers import SwitchableBatchNorm2d
+from qbw_eval.settings.data import DataSettings
+from qbw_eval.settings.quantization import RandomBitwidths
 from schemas.errors import UsageError
 
 DATA = WithoutNetwork(
@@ -113,7 +115,9 @@ def test_all_convolutions_but_the_first_and_the_shortcuts_are_quantized(model: s
 )
 def test_the_published_network_has_its_size(model: str, width: int, classes: int, macs: int, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path, model=model, width=width, classes=classes, options=(4,))
-    table = trace_layers_on_meta(network_of(checkpoint), (3, *(checkpoint.experiment.model.input_size or ())))
+    table = trace_layers_on_meta(
+        network_of(checkpoint), torch.zeros(1, 3, *(checkpoint.experiment.model.input_size or ()))
+    )
     assert sum(layer.macs for layer in table.layers) == macs
 
 

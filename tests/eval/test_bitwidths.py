@@ -120,7 +120,7 @@ def test_reading_changes_nothing() -> None:
     get_average_bitwidth(network)
     common_options(network)
     trace_layers(network, torch.rand(1, 2, 5, 5))
-    trace_layers_on_meta(network, (2, 5, 5))
+    trace_layers_on_meta(network, torch.zeros(1, 2, 5, 5))
     assert get_bitwidths(network) == {"c": 8, "b": 4, "a": 2}
     assert all(module.training for module in network.modules())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
@@ -286,11 +286,11 @@ def test_multiply_accumulates_equal_a_brute_force_count_and_half_of_torchs_flops
 @pytest.mark.parametrize("name", ["resnet8", "resnet50"])
 def test_a_trace_on_the_meta_device_equals_a_real_one(name: str, switchable: bool, all_layers: bool) -> None:
     network = resnet(name, width=4, switchable_batch_norm=switchable, quantize_first_and_last=all_layers)
-    on_meta = trace_layers_on_meta(network, (3, 33, 20))
+    on_meta = trace_layers_on_meta(network, torch.zeros(1, 3, 33, 20))
     assert on_meta == trace_layers(network, torch.rand(1, 3, 33, 20))
     assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
     assert len(on_meta.model_id) == 32
-    assert on_meta.model_id != trace_layers_on_meta(network, (3, 32, 20)).model_id
+    assert on_meta.model_id != trace_layers_on_meta(network, torch.zeros(1, 3, 32, 20)).model_id
 
 
 def test_a_foreign_layer_with_nothing_but_curr_bitwidth_is_found_set_restored_and_traced() -> None:

@@ -19,21 +19,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from qbw_eval import experiment, mistakes, plain_values, yaml_reader
 from qbw_eval.experiment import (
-    CIFAR_STYLE,
-    DataSettings,
     Experiment,
     ExperimentError,
-    MethodSettings,
-    ModelSettings,
-    QuantizationSettings,
-    RandomBitwidths,
-    TrainingSettings,
     WithoutNetwork,
     experiment_from_mapping,
     experiment_json_schema,
     load_evaluation_file,
     load_experiment,
 )
+from qbw_eval.settings.data import DataSettings
+from qbw_eval.settings.model import CIFAR_STYLE, ModelSettings
+from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings, RandomBitwidths
+from qbw_eval.settings.training import TrainingSettings
 from qbw_eval.yaml_reader import read_yaml
 
 UNTIMED = settings(deadline=None)  # a busy machine is no failure

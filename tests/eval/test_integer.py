@@ -34,7 +34,8 @@ from benchmarks.agreement import OPTIONS as AGREEMENT_OPTIONS
 from benchmarks.agreement import class_changes, random_images, random_network
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import sample
-from qbw_eval.data.sources import Split, load_split
+from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import Split
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.packing import pairs_saturate, why_not_here

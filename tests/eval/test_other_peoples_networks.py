@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qbw_eval.configurations import sample
-from qbw_eval.data.batches import tensors_like
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.reference import ReferenceEngine
+from qbw_eval.nested import tensors_like
 from qbw_eval.validation import validate_random_bitwidths
 
 OPTIONS = (2, 4, 8)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.data.fit import with_data_shape
-from qbw_eval.data.sources import Split, load_split
+from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import Split
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, experiment_from_mapping
 from qbw_eval.networks.build import build_network, load_network

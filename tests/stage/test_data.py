@@ -22,8 +22,9 @@ from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.data import labels
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.errors import DataError
-from qbw_eval.data.sources import Split, SplitName, load_split
-from qbw_eval.experiment import DataSettings
+from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import Split, SplitName
+from qbw_eval.settings.data import DataSettings
 from schemas.errors import UsageError
 
 DIGITS = DataSettings(source="digits")
@@ -63,7 +64,7 @@ def test_the_digits_come_in_two_splits_of_one_channel_8x8_images_of_ten_classes(
         assert split.inputs.is_contiguous()
         assert (split.labels.shape, split.labels.dtype) == ((count,), torch.int64)
         assert sorted(set(split.labels.tolist())) == list(range(10))
-        assert (split.input_shape, split.num_classes) == ((1, 8, 8), 10)
+        assert (split.image_shape, split.num_classes) == ((1, 8, 8), 10)
 
 
 def test_the_two_splits_hold_every_digit_once() -> None:

@@ -20,8 +20,10 @@ from stage_references import qbw_eval, scaled_as_pillow_does
 from qbw_eval.data import image_folder
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.fit import check_data_fit, with_data_shape
-from qbw_eval.data.sources import Split, SplitName, load_split
-from qbw_eval.experiment import DataSettings, experiment_from_mapping
+from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import Split, SplitName
+from qbw_eval.experiment import experiment_from_mapping
+from qbw_eval.settings.data import DataSettings
 from schemas.errors import UsageError
 
 MEAN, STD = (0.25, 0.5, 0.125), (0.5, 0.25, 1.0)
@@ -95,7 +97,7 @@ def test_sorted_folders_are_the_classes_and_sorted_files_the_samples(tmp_path: P
     for seed, (class_name, name) in shuffled:
         save(tmp_path / class_name / name, noise(4, 4, seed), format=None if "." in name else "png")
     split = load(tmp_path)
-    assert (split.dataset, split.name, split.input_shape, split.num_classes) == (
+    assert (split.dataset, split.name, split.image_shape, split.num_classes) == (
         tmp_path.name,
         "validation",
         (3, 4, 4),

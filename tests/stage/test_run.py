@@ -33,8 +33,8 @@ from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands import run as run_module
 from qbw_eval.commands import train as train_module
 from qbw_eval.cost import costs_of
-from qbw_eval.data.sources import Split, load_split
-from qbw_eval.experiment import DataSettings
+from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import Split
 from qbw_eval.networks.build import load_network
 from qbw_eval.quantization.bitwidths import (
     get_average_bitwidth,
@@ -43,6 +43,7 @@ from qbw_eval.quantization.bitwidths import (
     set_bitwidths,
     trace_layers_on_meta,
 )
+from qbw_eval.settings.data import DataSettings
 from qbw_eval.training import EpochResult
 from schemas.parts import ANCHOR_NAME
 from schemas.records import RECORD_SCHEMA
@@ -439,7 +440,7 @@ def test_reading_costs_and_averages_changes_no_bit(tiny_checkpoints: Path) -> No
     model = load_network(checkpoint.experiment, checkpoint.state, "here")
     bits = dict(zip(quantized_layers(model), [2, 8, 4, 32, 8, 2, 2, 4], strict=True))
     set_bitwidths(model, bits)
-    table = trace_layers_on_meta(model, (1, 8, 8))
+    table = trace_layers_on_meta(model, torch.zeros(1, 1, 8, 8))
     assert get_average_bitwidth(model) == 62 / 8
     assert costs_of([bits[name] for name in table.names], table, 8).avg_bitwidth == 62 / 8
     assert get_bitwidths(model) == bits

@@ -19,8 +19,9 @@ from qbw_eval.checkpoints import safetensors_file
 from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.checkpoints.safetensors_file import MAX_HEADER, load_safetensors
 from qbw_eval.data.errors import DataError
-from qbw_eval.data.sources import Split, load_split
-from qbw_eval.experiment import DataSettings
+from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import Split
+from qbw_eval.settings.data import DataSettings
 
 IMAGES = np.linspace(-1, 1, 4 * 2 * 3 * 5, dtype=np.float32).reshape(4, 2, 3, 5)
 LABELS = np.array([0, 2, 1, 2])

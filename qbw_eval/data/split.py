@@ -1,0 +1,65 @@
+"""A split: preprocessed samples in file order, and their fingerprint."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from qbw_eval.nested import first_sample, places, samples
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One preprocessed data split.
+
+    Attributes:
+        dataset: the source's name.
+        name: train, validation or test.
+        inputs: (N, ...) float32, images for instance (N, channels, height, width); or dicts, lists and tuples of such
+            tensors, all of them with N samples.
+        labels: (N,) int64, from 0.
+        classes: how many classes the source has, where more than the labels tells.
+    """
+
+    dataset: str
+    name: str
+    inputs: Any
+    labels: Tensor
+    classes: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def first(self) -> Any:
+        """A batch of the first sample."""
+        return first_sample(self.inputs)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height, width; None where the inputs are no images (N, channels, height, width)."""
+        if not isinstance(self.inputs, Tensor) or self.inputs.ndim != 4:
+            return None
+        channels, height, width = self.inputs.shape[1:]
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """What the source says, or one more than the largest label."""
+        return int(self.labels.max()) + 1 if self.classes is None else self.classes
+
+    def limited(self, limit: int | None) -> "Split":
+        """Return the first `limit` samples, all where it is None or larger."""
+        return replace(self, inputs=samples(self.inputs, slice(limit)), labels=self.labels[:limit])
+
+    def data_id(self) -> str:
+        """Return the fingerprint of the preprocessed inputs and labels: places, shapes and values, in order."""
+        hasher = hashlib.blake2b(digest_size=16)
+        for place, tensor in [*places(self.inputs), ("", self.labels)]:
+            hasher.update(f"{place}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            hasher.update(np.ascontiguousarray(tensor.numpy()).data)
+        return hasher.hexdigest()
