@@ -179,7 +179,9 @@ def epoch_in(content: Mapping[Any, Any], path: Path, *, first: int) -> int:
     """
     epoch = content.get("epoch")
     if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch - first < 2**31:
-        raise CheckpointError(f"{path}: 'epoch' must be a whole number from {first}, found {epoch!r:.80}")
+        # Only what is plain is shown: a list may hold itself ten times over, and take for ever to write down.
+        found = f"{epoch!r:.80}" if isinstance(epoch, str | int | float | None) else type(epoch).__name__
+        raise CheckpointError(f"{path}: 'epoch' must be a whole number from {first}, found {found}")
     return epoch - first
 
 
