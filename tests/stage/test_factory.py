@@ -5,7 +5,6 @@ import doctest
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from qbw_eval.networks.build import build_network, load_network
 from qbw_eval.networks.facts import network_facts
 from qbw_eval.quantization import protocol
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, restored, set_bitwidths
+from qbw_eval.settings.model import FactoryModel
 
 YAML = """\
 experiment: theirs
@@ -643,10 +643,10 @@ REPOSITORY = Path(__file__).parent.parent.parent
 @pytest.fixture
 def documented(place: Path) -> Iterator[Path]:
     """The README's example, its network the one of docs/protocol.md."""
-    (yaml,) = re.findall(r"  ```yaml\n(.*?)  ```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    (yaml,) = re.findall(r"```yml\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
     (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/protocol.md").read_text(), flags=re.DOTALL)
     (place / "nets.py").write_text(code)
-    (place / "mine.yaml").write_text(textwrap.dedent(yaml))
+    (place / "mine.yaml").write_text(yaml)
     namespace: dict[str, Any] = {"__name__": "documented"}
     exec(code, namespace)
     save(place, randomized(namespace["make"](16, 10)).state_dict())
@@ -655,10 +655,9 @@ def documented(place: Path) -> Iterator[Path]:
 
 
 def test_the_documented_network_is_evaluated_and_its_layers_get_the_fast_engines(documented: Path) -> None:
-    for command in re.findall(r"  qbw-eval ([^#]*?) +#", (REPOSITORY / "README.md").read_text()):
-        words = command.split()
-        outcome = qbw_eval(*words, *(("--records", "records") if words[0] == "run" else ()))
-        assert outcome.code == 0, outcome.stderr
+    assert "make eval CKPT=epoch_12.pth CONFIG=mine.yaml" in (REPOSITORY / "README.md").read_text()
+    outcome = run()
+    assert outcome.code == 0, outcome.stderr
     assert "2 layers run as ours, having given the same bits)" in outcome.stderr
     assert {row["engine"] for row in rows(documented)} == {"incremental"}
     incremental = rows(documented)
@@ -668,6 +667,16 @@ def test_the_documented_network_is_evaluated_and_its_layers_get_the_fast_engines
     assert [row["loss"] for row in reference] == [row["loss"] for row in incremental]
     told = json.loads(qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml", "--json").stdout)
     assert {layer["quantizer"] for layer in told["layers"]} == {"dorefa/pact, 3 clipping values"}
+
+
+def test_the_documented_settings_are_valid_ones(place: Path) -> None:
+    text = (REPOSITORY / "docs/checkpoints.md").read_text()
+    (yaml,) = re.findall(r"```yaml\n(# mine.yaml.*?)```", text, flags=re.DOTALL)
+    (place / "mine.yaml").write_text(yaml)
+    found = experiment_in(place / "mine.yaml")
+    assert found.layer_options == (2, 4, 8)
+    assert isinstance(found.model, FactoryModel)
+    assert (found.model.bitwidth_attribute, found.model.set_bitwidth) == (("wbit", "abit"), "nets:set_bits")
 
 
 @pytest.mark.skipif(why_not_here() is not None, reason="int8 convolutions are not exact here")
