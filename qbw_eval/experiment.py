@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, sentence
 from qbw_eval.plain_values import plain_values
@@ -51,7 +51,8 @@ class Experiment(Settings):
         description="name of the experiment; the file's name without its ending if left out",
         json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_BYTES},
     )
-    model: AnyModel = Field(description="the network")
+    # A checkpoint's layout may bring a kind that no file can name, which is written by its own rules.
+    model: SerializeAsAny[AnyModel] = Field(description="the network")
     data: DataSettings = Field(description="what it is trained and evaluated on")
     training: TrainingSettings = Field(
         default_factory=TrainingSettings, description="how `qbw-eval train` makes checkpoints"

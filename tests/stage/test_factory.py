@@ -31,6 +31,7 @@ from qbw_eval.networks.build import build_network, load_network
 from qbw_eval.networks.facts import network_facts
 from qbw_eval.quantization import protocol
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, restored, set_bitwidths
+from qbw_eval.settings.model import FactoryModel
 
 YAML = """\
 experiment: theirs
@@ -667,6 +668,16 @@ def test_the_documented_network_is_evaluated_and_its_layers_get_the_fast_engines
     assert [row["loss"] for row in reference] == [row["loss"] for row in incremental]
     told = json.loads(qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml", "--json").stdout)
     assert {layer["quantizer"] for layer in told["layers"]} == {"dorefa/pact, 3 clipping values"}
+
+
+def test_the_documented_settings_are_valid_ones(place: Path) -> None:
+    text = (REPOSITORY / "docs/checkpoints.md").read_text()
+    (yaml,) = re.findall(r"```yaml\n(# mine.yaml.*?)```", text, flags=re.DOTALL)
+    (place / "mine.yaml").write_text(yaml)
+    found = experiment_in(place / "mine.yaml")
+    assert found.layer_options == (2, 4, 8)
+    assert isinstance(found.model, FactoryModel)
+    assert (found.model.bitwidth_attribute, found.model.set_bitwidth) == (("wbit", "abit"), "nets:set_bits")
 
 
 @pytest.mark.skipif(why_not_here() is not None, reason="int8 convolutions are not exact here")
