@@ -77,14 +77,25 @@ def load_torch_file(path: Path, *, trust: bool = False, max_bytes: int | None = 
     data = read_file(path, limit)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        content = _content(data, path, limit)
+        content = torch_content(data, path, limit)
     except WantsCodeError:
         if not trust:
             raise
         content = _run(data, path)
+    return LoadedFile(content=content, sha256=sha256)
+
+
+def torch_content(data: memoryview, path: Path, max_bytes: int) -> object:
+    """Return what the bytes of a torch file hold; its tensors lie in them.
+
+    Raises:
+        WantsCodeError: it takes code to know.
+        CheckpointError: it is damaged, no torch file, or its tensors would take more than `max_bytes`.
+    """
+    try:
+        return _content(data, path, max_bytes)
     except (ArchiveError, PickleError, ContentError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return LoadedFile(content=content, sha256=sha256)
 
 
 def default_max_bytes() -> int:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from qbw_eval.checkpoints.safe_load import load_torch_file
+from qbw_eval.checkpoints.safe_load import default_max_bytes, load_torch_file, torch_content
 from qbw_eval.checkpoints.safetensors_file import load_safetensors, safetensors_places
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.inputs import checked_inputs, is_inputs
@@ -67,6 +67,8 @@ def _mapped(file: MappedFile) -> object | None:
             return {name: file.tensor(place.dtype, place.shape, place.first) for name, place in places.items()}
         case ".npz":
             return map_npz(file)
+        case ".pt":
+            return torch_content(memoryview(file.memory), file.path, max(file.size, default_max_bytes()))
         case _:
             return None
 

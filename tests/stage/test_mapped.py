@@ -22,6 +22,7 @@ from qbw_eval.data.mapped import MappedFile
 from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import Split
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
+from qbw_eval.nested import tensors_in
 from qbw_eval.settings.data import DataSettings
 from schemas.errors import QBWError
 
@@ -56,7 +57,13 @@ def load(path: Path) -> Split:
     return load_split(DataSettings(source="tensors", validation=path), "validation")
 
 
+def pt(path: Path, inputs: object, labels: object) -> Path:
+    torch.save({"inputs": inputs, "labels": labels}, path)
+    return settled(path)
+
+
 WAYS: dict[str, Callable[[Path], Path]] = {
+    "pt": lambda folder: pt(folder / "d.pt", torch.from_numpy(IMAGES), torch.from_numpy(LABELS)),
     "safetensors": lambda folder: safetensors(folder / "d.safetensors"),
     "npz": lambda folder: npz(folder / "d.npz"),
 }
@@ -118,6 +125,15 @@ def test_what_cannot_be_used_where_it_lies_is_copied(
         assert split.file.holds(split.inputs[39, 0, 7, 7])
         assert not split.file.holds(split.inputs.clone())
         assert not split.file.holds(split.labels)
+
+
+@pytest.mark.usefixtures("small_files_are_mapped")
+def test_nested_inputs_are_used_where_they_lie(tmp_path: Path) -> None:
+    inputs = {"front": {"audio": torch.rand(4, 3)}, "back": [torch.rand(4, 1, 2, 2), torch.rand(4, 3).double()]}
+    split = load(pt(tmp_path / "d.pt", inputs, torch.arange(4)))
+    assert split.file is not None
+    assert [split.file.holds(tensor) for tensor in tensors_in(split.inputs)] == [True, True, False]
+    assert torch.equal(split.inputs["front"]["audio"], inputs["front"]["audio"])
 
 
 @pytest.mark.usefixtures("small_files_are_mapped")
@@ -347,6 +363,7 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
     images, labels = np.zeros((count, 3, 32, 32), np.float32), np.arange(count) % 10
     paths = [npz(tmp_path / "d.npz", inputs=images, labels=labels)]
     paths.append(safetensors(tmp_path / "d.safetensors", images, labels))
+    paths.append(pt(tmp_path / "d.pt", torch.from_numpy(images), torch.from_numpy(labels)))
     size = images.nbytes  # 295 MB
     del images
 
