@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.native import Checkpoint
-from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings, sample
 from qbw_eval.data.batches import Batch, Batches, batches_on
 from qbw_eval.data.fit import check_data_fit
 from qbw_eval.data.split import Split
@@ -29,6 +29,8 @@ from qbw_eval.plan import Plan
 from qbw_eval.quantization.bitwidths import trace_layers_on_meta, unquantized_weight_bytes
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
+from qbw_eval.sampling.given import Given
+from qbw_eval.sampling.ranges import CostRange
 from qbw_eval.settings.model import AnyPrecisionModel
 from schemas.errors import QBWError, UsageError
 
@@ -42,6 +44,8 @@ class EvaluationSettings:
 
     Attributes:
         sampler, num_configs, seed: which configurations; see `configurations.sample`.
+        range, cost, base: what else the sampler is told; see `configurations.SamplerSettings`.
+        given: configurations that somebody wrote down, for the samplers that need some.
         bitwidths: the options to draw from; None for those the network was trained with.
         batch_size: samples a forward pass.
         device: where to run.
@@ -52,7 +56,7 @@ class EvaluationSettings:
     """
 
     sampler: str
-    num_configs: int
+    num_configs: int | None
     seed: int
     bitwidths: tuple[int, ...] | None
     batch_size: int
@@ -60,6 +64,21 @@ class EvaluationSettings:
     engine: str
     memory: int | None = None
     tf32: bool = False
+    range: CostRange | None = None
+    cost: str | None = None
+    base: int | None = None
+    given: Given | None = None
+
+    def of_sampler(self, layer_names: Sequence[str]) -> SamplerSettings:
+        """Return what the sampler is told, for a network of these layers.
+
+        Raises:
+            UsageError: what was written down does not fit them.
+        """
+        told = SamplerSettings(range=self.range, cost=self.cost, base=self.base)
+        if self.given is None:
+            return told
+        return replace(told, given=self.given.in_order(layer_names), source=self.given.source)
 
     @property
     def budget(self) -> MemoryBudget:
@@ -91,13 +110,16 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
     Raises:
         CheckpointError: the weights do not fit the network.
         DataError: the data do not fit the network.
-        UsageError: the bitwidths asked for are not among the options.
+        UsageError: the bitwidths asked for are not among the options, or the sampler cannot do what is asked of it.
         QBWError: there is not memory enough for a sample.
     """
     model = load_network(checkpoint.experiment, checkpoint.state, str(checkpoint.path))
     check_data_fit(checkpoint.experiment, split, f"the network of {checkpoint.path}")
     table = trace_layers_on_meta(model, split.first)
     options = options_of(checkpoint, settings.bitwidths)
+    of_sampler = settings.of_sampler(table.names)
+    # Before the engines are compared: what cannot be drawn is told at once.
+    sample(settings.sampler, table, options, settings.num_configs, settings.seed, of_sampler)
     budget = settings.budget
     try:
         choice = choose_engine(
@@ -123,6 +145,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         num_samples=len(split),
         numerics=choice.engine.numerics + ("+tf32" if settings.tf32 else ""),
         count=settings.num_configs,
+        settings=of_sampler,
         unquantized_weight_bytes=unquantized_weight_bytes(model),
     )
     return Evaluation(
@@ -169,6 +192,11 @@ def _network_facts(experiment: Experiment) -> dict[str, object]:
 def _choices_of_ours(experiment: Experiment) -> dict[str, object]:
     """Return what the checkpoint's authors left open and we decide; rows name it (`extras_json`)."""
     return {"batch_norm_follows": FOLLOWED} if isinstance(experiment.model, AnyPrecisionModel) else {}
+
+
+def _told(plan: Plan) -> dict[str, object]:
+    """Return what the sampler was told; rows name it (`extras_json`)."""
+    return {"sampler_settings": plan.sampler_facts} if plan.sampler_facts else {}
 
 
 def options_of(checkpoint: Checkpoint, asked: Sequence[int] | None) -> tuple[int, ...]:
@@ -349,5 +377,5 @@ def _provenance(evaluation: Evaluation) -> Provenance:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         qbw_version=version("qbw"),
         torch_version=torch.__version__,
-        extras_json=json.dumps(_choices_of_ours(checkpoint.experiment)),
+        extras_json=json.dumps(_choices_of_ours(checkpoint.experiment) | _told(evaluation.plan)),
     )
