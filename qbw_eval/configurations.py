@@ -152,7 +152,10 @@ def _sampled(
     within = _within(layers, options, settings)
     drawn = tuple(islice(_draws(sampler, num_layers, options, seed, settings, within), count))
     if not drawn and count != 0:
-        raise UsageError(f"range {settings.range}: none of the configurations of the sampler {sampler!r} lies there")
+        raise UsageError(
+            f"range {settings.range}: none of the configurations of the sampler {sampler!r} lies there; "
+            f"{_reach(within.cost, options)}"
+        )
     return tuple(
         BitwidthConfiguration(
             bitwidths=draw.bitwidths,
@@ -201,10 +204,7 @@ def _within(layers: LayerTable | int, options: tuple[int, ...], settings: Sample
         return Within(cost, lowest, highest)
     first, last = settings.range.totals(cost, lowest, highest)
     if first > last:
-        ends = f"{_number(cost.value(lowest))} to {_number(cost.value(highest))}"
-        raise UsageError(
-            f"range {settings.range}: there is no configuration; {num_layers} layers at {list(options)} reach {ends}"
-        )
+        raise UsageError(f"range {settings.range}: there is no configuration; {_reach(cost, options)}")
     return Within(cost, first, last)
 
 
@@ -245,6 +245,12 @@ def _check_settings(sampler: str, num_layers: int, options: tuple[int, ...], set
             raise UsageError(f"{where}: expected bits among the options {list(options)}, found {_listed(wrong)}")
         if first.setdefault(bitwidths, number) != number:
             raise UsageError(f"{where}: the same as configuration {first[bitwidths]}; leave one of them out")
+
+
+def _reach(cost: Cost, options: tuple[int, ...]) -> str:
+    num_layers = len(cost.sizes)
+    lowest, highest = (cost.value(cost.total((bits,) * num_layers)) for bits in (options[0], options[-1]))
+    return f"{num_layers} layers at {list(options)} reach {_number(lowest)} to {_number(highest)}"
 
 
 def _listed(values: Sequence[int]) -> str:

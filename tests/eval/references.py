@@ -334,3 +334,11 @@ def runs_of_missing(count: int, chunk_size: int, done: Iterable[int]) -> list[li
         else:
             runs.append([index])
     return runs
+
+
+def reachable_sums(num_layers: int, options: Sequence[int]) -> set[int]:
+    """The sums that the bits of so many layers can have."""
+    sums = {0}
+    for _ in range(num_layers):
+        sums = {total + bits for total in sums for bits in options}
+    return sums

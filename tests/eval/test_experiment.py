@@ -81,8 +81,10 @@ quantization:
     activation_quantization: lsq
 random_bitwidths:
   num_bitwidths: 4
-  sampler: uniform
+  sampler: stratified
   seed: 2
+  range: bit_ops=:1e6
+  cost: bit_ops
 quantization_method: first
 """
 
@@ -159,7 +161,7 @@ def test_a_small_file_has_defaults_for_the_rest() -> None:
                 ),
             }
         ),
-        random_bitwidths=RandomBitwidths(num_bitwidths=16, sampler="iid", seed=0),
+        random_bitwidths=RandomBitwidths(num_bitwidths=16, sampler=None, seed=0, range=None, cost=None, base=None),
         quantization_method="mine",
     )
 
@@ -216,7 +218,10 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
                 "bitwidth": None,
             },
         },
-        "random_bitwidths": {"num_bitwidths": 4, "sampler": "uniform", "seed": 2},
+        "random_bitwidths": {
+            **{"num_bitwidths": 4, "sampler": "stratified", "seed": 2},
+            **{"range": "bit_ops=:1e6", "cost": "bit_ops", "base": None},
+        },
         "quantization_method": "first",
     }
 
@@ -269,7 +274,10 @@ random_bitwidths:
 def test_random_bitwidths_are_found_in_both_places_and_spellings(more: str) -> None:
     experiment = load(SMALL + more)
     assert experiment.random_bitwidths == RandomBitwidths(num_bitwidths=5, seed=3)
-    assert experiment.as_mapping()["random_bitwidths"] == {"num_bitwidths": 5, "sampler": "iid", "seed": 3}
+    assert experiment.as_mapping()["random_bitwidths"] == {
+        **{"num_bitwidths": 5, "sampler": None, "seed": 3},
+        **{"range": None, "cost": None, "base": None},
+    }
     assert "random_bitwidths" not in experiment.quantization.methods
 
 
@@ -562,8 +570,8 @@ MISTAKES = [
         "exp.yaml:38:3: random_bitwidths.number_of_config: unknown key; did you mean 'number_of_configs'?",
     ),
     (
-        {"sampler: uniform": "sampler: unifrom"},
-        "exp.yaml:39:12: random_bitwidths.sampler: expected 'iid' or 'uniform', "
+        {"sampler: stratified": "sampler: unifrom"},
+        "exp.yaml:39:12: random_bitwidths.sampler: expected 'iid', 'uniform', 'stratified' or 'one-layer', "
         "found 'unifrom'; did you mean 'uniform'?",
     ),
     (
@@ -1039,7 +1047,9 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         seed=seeds,
     )
     count = draw(st.sampled_from(["num_bitwidths", "number_of_configs"]))
-    samples = keys(**{count: st.integers(1, 10**6), "sampler": st.sampled_from(["iid", "uniform"]), "seed": seeds})
+    samplers = st.sampled_from(["iid", "uniform", "stratified", "one-layer"])
+    ranges = st.sampled_from([None, "avg_bitwidth=3:5", "weight_bytes=:1.5e6"])
+    samples = keys(**{count: st.integers(1, 10**6), "sampler": samplers, "seed": seeds, "range": ranges})
     taken = ("enable", "random_bitwidths")
     quantization: dict[str, Any] = draw(
         st.dictionaries(names.filter(lambda name: name not in taken), methods(), max_size=3)

@@ -111,7 +111,7 @@ def test_every_column_is_what_an_independent_computation_says(
         assert row["epoch"] == content["epoch"]
         assert (row["dataset"], row["split"], row["num_samples"]) == ("digits", "validation", 797)
         assert row["data_id"] == split.data_id()
-        assert (row["sampler"], row["seed"]) == ("iid/1", 3)
+        assert (row["sampler"], row["seed"]) == ("stratified/1", 3)
         assert row["config_id"] == hash_by_hand(bitwidths=row["bitwidths"])
         assert row["record_id"] == hash_by_hand(
             bitwidths=row["bitwidths"],
