@@ -544,7 +544,7 @@ MISTAKES = [
     ),
     (
         {"quantization_method: first": "quantization_method: frist"},
-        "exp.yaml:41:22: quantization_method: expected a method under quantization, found 'frist' "
+        "exp.yaml:43:22: quantization_method: expected a method under quantization, found 'frist' "
         "(methods: 'first', 'second'); did you mean 'first'?",
     ),
     (

@@ -215,7 +215,6 @@ GOLDEN: list[tuple[str, SamplerSettings, str]] = [
 ]
 
 
-
 @pytest.mark.parametrize(("sampler", "told", "expected"), GOLDEN)
 def test_the_first_draws_are_these_for_ever(sampler: str, told: SamplerSettings, expected: str) -> None:
     # What records of earlier versions were drawn as; a change needs a new version of the sampler.

@@ -21,9 +21,10 @@ from qbw_eval import configurations as configurations_module
 from qbw_eval import evaluate as evaluate_module
 from qbw_eval import plan as plan_module
 from qbw_eval.commands import run as run_module
-from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings
 from qbw_eval.evaluate import EvaluationSettings
 from qbw_eval.plan import Plan
+from qbw_eval.sampling.ranges import parse_range
 from qbw_eval.store import RecordStore
 from qbw_eval.verify import verify
 
@@ -58,7 +59,13 @@ def results(records: Path) -> list[dict[str, Any]]:
     """Return the rows in the order of configurations, without when and how fast they were computed."""
     frame = pd.read_parquet(records).sort_values(["plan_id", "config_index"])
     rows: list[dict[str, Any]] = frame.drop(columns=["duration_s", "evaluated_at"]).to_dict("records")
-    return [{key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()} for row in rows]
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return None if value != value else value  # NaN, which would not equal itself
 
 
 # --- what is done is not done again ---------------------------------------------------------------------------------
