@@ -60,7 +60,7 @@ def sample_command(options: SampleOptions) -> None:
         _print(rows)
     else:
         _write(options.out, rows, names, overwrite=options.overwrite)
-        print(f"{options.out}: {len(rows)} configurations; evaluate them with: qbw-eval run --configurations")
+        print(f"{options.out}: {len(rows)} configurations; next: qbw-eval run CKPT --configurations {options.out}")
 
 
 def _network(options: SampleOptions) -> tuple[LayerTable | int, tuple[int, ...], RandomBitwidths]:
@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, overwrite: bool) -> None:
