@@ -214,12 +214,13 @@ def train(**options: object) -> None:
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--config", type=click.Path(path_type=Path), help=_CONFIG_HELP)
+@click.option("--bits", metavar="BITS,BITS,...|FILE", help="Show each layer's costs at this configuration too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(checkpoint: Path, config: Path | None, as_json: bool) -> None:
+def inspect(checkpoint: Path, config: Path | None, bits: str | None, as_json: bool) -> None:
     """Show a checkpoint's quantized layers, its bitwidth options and the range of every cost."""
     from qbw_eval.commands.inspect import inspect_command
 
-    inspect_command(checkpoint, config, as_json=as_json)
+    inspect_command(checkpoint, config, bits, as_json=as_json)
 
 
 _RECORDS = click.argument("records", type=click.Path(path_type=Path))

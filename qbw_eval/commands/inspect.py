@@ -9,8 +9,9 @@ import torch
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table
-from qbw_eval.configurations import number_of_configurations
-from qbw_eval.cost import Costs, costs_of
+from qbw_eval.commands.sampler_options import bits_or_file
+from qbw_eval.configurations import SamplerSettings, number_of_configurations, sample
+from qbw_eval.cost import Costs, costs_of, costs_per_layer
 from qbw_eval.evaluate import options_of
 from qbw_eval.experiment import load_evaluation_file
 from qbw_eval.layer_table import LayerTable
@@ -21,16 +22,30 @@ from schemas.errors import UsageError
 from schemas.records import RECORD_COLUMNS
 
 
-def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
-    """Print the layer table, the options, the number of configurations and the range of each cost."""
+def inspect_command(path: Path, config: Path | None, bits: str | None, *, as_json: bool) -> None:
+    """Print the layer table, the options, the number of configurations and the range of each cost.
+
+    Args:
+        path: the checkpoint.
+        config: the experiment file to use instead of its own, or what that lacks.
+        bits: a configuration, or a file with one, whose costs are shown layer by layer too.
+        as_json: print JSON.
+    """
     checkpoint, table, unquantized = read_layers(path, config)
     options = options_of(checkpoint, None)
     # Every cost grows with every layer's bits, so the extremes are the uniform configurations at the ends.
     lowest, highest = (costs_of((bits,) * len(table), table, options[-1]) for bits in (options[0], options[-1]))
+    chosen = None if bits is None else _configuration(bits, table, options)
     if as_json:
-        print(json.dumps(_as_json(checkpoint, table, options, lowest, highest, unquantized), indent=2))
-    else:
-        _print(checkpoint, table, options, lowest, highest, unquantized)
+        shown = _as_json(checkpoint, table, options, lowest, highest, unquantized)
+        if chosen is not None:
+            each = costs_per_layer(chosen, table, options[-1])
+            shown["configuration"] = vars(costs_of(chosen, table, options[-1])) | {"layers": [vars(c) for c in each]}
+        print(json.dumps(shown, indent=2))
+        return
+    _print(checkpoint, table, options, lowest, highest, unquantized)
+    if chosen is not None:
+        _print_configuration(chosen, table, options[-1])
 
 
 def read_layers(path: Path, config: Path | None) -> tuple[Checkpoint, LayerTable, int]:
@@ -105,6 +120,31 @@ def _print(
     ranges = {name: (vars(lowest)[name], vars(highest)[name]) for name in vars(lowest)}
     print_table(("cost", "lowest", "highest"), [(labels[name], *map(_number, ends)) for name, ends in ranges.items()])
     print(f"{labels['unquantized_weight_bytes']}: {unquantized:,}, at all configurations")
+
+
+def _configuration(text: str, table: LayerTable, options: tuple[int, ...]) -> tuple[int, ...]:
+    given = bits_or_file(text, "--bits")
+    settings = SamplerSettings(given=given.in_order(table.names), source=given.source)
+    if len(settings.given) != 1:
+        raise UsageError(f"{given.source}: expected one configuration, found {len(settings.given)}")
+    (found,) = sample("file", table, options, None, 0, settings)
+    return found.bitwidths
+
+
+def _print_configuration(bitwidths: tuple[int, ...], table: LayerTable, largest_option: int) -> None:
+    """Print each layer's costs, and its share of the whole network's at these bits."""
+    whole, each = costs_of(bitwidths, table, largest_option), costs_per_layer(bitwidths, table, largest_option)
+    weight_bits = sum(layer.weights * bits for layer, bits in zip(table.layers, bitwidths, strict=True))
+    rows = [
+        (
+            layer.layer_name,
+            *(bits, f"{costs.weight_bytes:,}", f"{layer.weights * bits / weight_bits:.1%}"),
+            *(f"{costs.bit_ops:,}", f"{costs.bit_ops / whole.bit_ops:.1%}"),
+        )
+        for layer, bits, costs in zip(table.layers, bitwidths, each, strict=True)
+    ]
+    total = ("all", f"{whole.avg_bitwidth:.4g}", f"{whole.weight_bytes:,}", "100.0%", f"{whole.bit_ops:,}", "100.0%")
+    print_table(("layer", "bits", "weight bytes", "share", "bit operations", "share"), [*rows, total])
 
 
 def _number(value: int | float) -> str:

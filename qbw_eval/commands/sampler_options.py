@@ -62,11 +62,18 @@ def read_configurations(options: SamplerOptions) -> Given | None:
         if options.of is not None:
             raise UsageError("--configurations and --of: they are two samplers; leave one out")
         return read_given(options.configurations)
-    if options.of is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,2}(,[0-9]{1,2})*", options.of):
-        return Given("--of", (tuple(int(bits) for bits in options.of.split(",")),))
-    return read_given(Path(options.of))
+    return None if options.of is None else bits_or_file(options.of, "--of")
+
+
+def bits_or_file(text: str, option: str) -> Given:
+    """Return the configuration that stands in an option's value, or those in the file that it names.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if re.fullmatch(r"[0-9]{1,2}(,[0-9]{1,2})*", text):
+        return Given(option, (tuple(int(bits) for bits in text.split(",")),))
+    return read_given(Path(text))
 
 
 def resolve(options: SamplerOptions, given: Given | None, otherwise: RandomBitwidths) -> Sampling:

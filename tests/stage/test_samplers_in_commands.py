@@ -124,7 +124,9 @@ def test_the_experiments_sampler_is_taken_unless_another_is_named(
     checkpoint: Path, records: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "data.yaml"
-    config.write_text("data: {source: digits}\nrandom_bitwidths: {sampler: one-layer, base: 2, range: 'avg_bitwidth=:2.5'}\n")
+    config.write_text(
+        "data: {source: digits}\nrandom_bitwidths: {sampler: one-layer, base: 2, range: 'avg_bitwidth=:2.5'}\n"
+    )
     assert done_and_new(checkpoint, records, "--config", config) == (0, 1 + 8)  # 8 bits in one layer are 2.75
     assert done_and_new(checkpoint, records, "--config", config, "--sampler", "iid", "--num-configs", 3) == (0, 3)
     assert (pd.read_parquet(records)["avg_bitwidth"] <= 2.5).all()
