@@ -21,7 +21,7 @@ from schemas import layers, records
 from schemas import parts as parts_module
 from schemas.check import SchemaError
 from schemas.layers import LAYER_SCHEMA
-from schemas.parts import NewerPartError, PartError, decode_part, digest_of, encode_part, part_paths
+from schemas.parts import NewerPartError, PartError, decode_part, digest_of, encode_part, lacks_columns, part_paths
 from schemas.records import RECORD_SCHEMA
 
 DATA = Path(__file__).parent.parent / "data"
@@ -417,6 +417,16 @@ def version_1_3(monkeypatch: pytest.MonkeyPatch) -> pa.Schema:
     schema = pa.schema([*fields, pa.field("layer_bits", pa.list_(pa.field("element", pa.int8())))])
     monkeypatch.setitem(parts_module._SCHEMAS, records.KIND, (schema, (1, 3)))
     return schema
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_an_earlier_part_lacks_columns_and_one_of_this_version_or_a_later_one_does_not(version: str) -> None:
+    data = (DATA / f"records-{version}.parquet").read_bytes()
+    assert lacks_columns(data, records.KIND) is (version == "1.0")
+    assert lacks_columns(data, layers.KIND) is True
+    later = table_of(golden_rows(1)).append_column("energy", pa.array([0.5]))
+    assert lacks_columns(encoded(later, schema_version="1.7"), records.KIND) is False
+    assert lacks_columns(data[:-9], records.KIND) is False, "who cannot read it cannot tell"
 
 
 def test_a_later_version_reads_the_golden_file_of_1_0_with_nulls_for_what_it_lacks(version_1_3: pa.Schema) -> None:
