@@ -78,6 +78,11 @@ class SamplerSettings:
         """The cost that `stratified` spreads evenly."""
         return self.cost or (self.range.cost if self.range else "avg_bitwidth")
 
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether more must be known of the layers than how many there are."""
+        return self.spread_cost != "avg_bitwidth"
+
     def facts(self, sampler: str, options: Sequence[int]) -> dict[str, object]:
         """Return what decides the sampler's sequence besides seed, options and layers, as plain JSON.
 

@@ -173,11 +173,10 @@ def _validation(
     first = next(on_device, None)
     if first is None:
         raise UsageError("validate_random_bitwidths: there are no batches to validate on")
-    layers = _layers(model, first_sample(first.inputs))
-    layer_names = layers.names if isinstance(layers, LayerTable) else layers
+    layer_names = tuple(trace_order(model, first_sample(first.inputs)))
     options = common_options(model) if bitwidth_options is None else bitwidth_options
-    sized = layers if isinstance(layers, LayerTable) else len(layers)
-    configurations = sample(sampler, sized, options, num_configs, seed, sampler_settings)
+    layers = _layers(model, layer_names, first_sample(first.inputs), sampler_settings)
+    configurations = sample(sampler, layers, options, num_configs, seed, sampler_settings)
     if not configurations:
         raise UsageError(
             "validate_random_bitwidths: expected at least one configuration and one bitwidth option, "
@@ -198,11 +197,14 @@ def _validation(
     )
 
 
-def _layers(model: nn.Module, inputs: Any) -> LayerTable | tuple[str, ...]:
-    """Return the quantized layers in forward order: their names only, where they have no weights to count."""
-    if all(isinstance(getattr(layer, "weight", None), Tensor) for layer in quantized_layers(model).values()):
-        return trace_layers(model, inputs)
-    return tuple(trace_order(model, inputs))
+def _layers(model: nn.Module, layer_names: Sequence[str], inputs: Any, settings: SamplerSettings) -> LayerTable | int:
+    """Return the quantized layers in forward order where the sampler must know their sizes, else how many there are.
+
+    Anybody's layer need not have weights as ours do; a sampler that counts them says then that it cannot.
+    """
+    weights = [getattr(layer, "weight", None) for layer in quantized_layers(model).values()]
+    like_ours = all(isinstance(weight, Tensor) and weight.dim() >= 2 for weight in weights)
+    return trace_layers(model, inputs) if settings.needs_sizes and like_ours else len(layer_names)
 
 
 def _labels(labels: Tensor) -> Tensor:

@@ -575,6 +575,24 @@ MISTAKES = [
         "found 'unifrom'; did you mean 'uniform'?",
     ),
     (
+        {"sampler: stratified": "sampler: iid"},
+        "exp.yaml:42:9: random_bitwidths.cost: goes with sampler 'stratified' only, not with 'iid'; leave it out",
+    ),
+    (
+        {"  cost: bit_ops": "  cost: weight_bytes"},
+        "exp.yaml:42:9: random_bitwidths.cost: expected the cost of the range 'bit_ops=:1e6', found 'weight_bytes'; "
+        "leave it out",
+    ),
+    (
+        {"  cost: bit_ops": "  base: 2"},
+        "exp.yaml:42:9: random_bitwidths.base: goes with sampler 'one-layer' only; leave it out",
+    ),
+    (
+        {"range: bit_ops=:1e6": "range: 3:5"},
+        "exp.yaml:41:10: random_bitwidths.range: expected a cost and its lowest and highest value, such as "
+        "avg_bitwidth=3:5, found '3:5'",
+    ),
+    (
         {"epochs: 5": "epochs: 5\n  epochs: 6"},
         "exp.yaml:18:3: training.epochs: this key is given twice (first in line 17); keep one",
     ),
