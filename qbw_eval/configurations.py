@@ -134,13 +134,16 @@ def sample(
     Raises:
         UsageError: there is no such sampler, its settings do not fit it, the options or the layers, or no configuration
             lies in the range.
+        ValueError: a sampler that draws is not told how many.
     """
     if sampler not in VERSIONED_NAMES:
         raise UsageError(f"sampler: expected one of {', '.join(VERSIONED_NAMES)}, found {sampler!r}")
+    if count is None and sampler in SEEDED:
+        raise ValueError(f"the sampler {sampler!r} must be told how many")
     return list(_sampled(sampler, layers, tuple(sorted(set(options))), count, seed, settings))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _sampled(
     sampler: str,
     layers: LayerTable | int,
