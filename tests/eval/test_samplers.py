@@ -295,7 +295,7 @@ def test_a_file_is_evaluated_as_it_stands() -> None:
 def test_samplers_that_do_not_draw_give_all_they_have_unless_told_how_many() -> None:
     assert len(sample("one-layer", 20, (2, 4, 8), None, 0)) == 41
     assert len(sample("uniform", 20, (2, 4, 8), None, 0)) == 3
-    with pytest.raises(ValueError, match="^the sampler 'iid' must be told how many$"):
+    with pytest.raises(ValueError, match=r"^the sampler 'iid' must be told how many$"):
         sample("iid", 20, (2, 4, 8), None, 0)
 
 
