@@ -1,11 +1,17 @@
 """The words of `qbw-eval`: click options -> `commands`. Heavy imports wait for a command, so `--help` is instant."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from schemas.errors import exit_code_of
+
+if TYPE_CHECKING:  # heavy imports wait for a command
+    from qbw_eval.commands.sampler_options import SamplerOptions
+    from qbw_eval.sampling.ranges import CostRange
 
 MAX_SEED = 2**63 - 1
 """A record's seed is an int64."""
@@ -49,6 +55,82 @@ _TRUST = click.option(
 _MAX_BYTES = click.option("--max-bytes", type=_Size(), help=_MAX_BYTES_HELP)
 
 
+class _Range(click.ParamType["CostRange"]):
+    """A cost and its lowest and highest value."""
+
+    name = "cost=low:high"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> "CostRange":
+        from qbw_eval.sampling.ranges import parse_range
+
+        try:
+            return parse_range(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+_SAMPLERS = ("stratified", "iid", "uniform", "one-layer", "neighbours", "file")
+_COSTS = (
+    *("avg_bitwidth", "weighted_avg_bitwidth", "weight_bytes"),
+    *("relative_weight_bytes", "bit_ops", "relative_bit_ops"),
+)
+
+
+def _which_configurations(command: _Command) -> _Command:
+    """Add the options that say which configurations; they come together as a dict, see `_sampler_options`."""
+    options = (
+        click.option(
+            "--num-configs",
+            type=click.IntRange(1, 1_000_000),
+            help="Configurations a checkpoint.  [default: experiment's; all of samplers that do not draw]",
+        ),
+        click.option(
+            "--sampler",
+            type=click.Choice(_SAMPLERS),
+            help="stratified: spread evenly over the range of a cost, the uniform ones first; iid: each layer's bits "
+            "drawn independently; uniform: every layer at the same bits; one-layer: each layer in turn at each option; "
+            "neighbours, file: see --of, --configurations.  [default: experiment's, else stratified]",
+        ),
+        click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Seed of the sampler.  [default: experiment's]"),
+        click.option(
+            "--range",
+            type=_Range(),
+            help="Only configurations whose cost lies in it, such as avg_bitwidth=3:5 or weight_bytes=:20000.",
+        ),
+        click.option(
+            "--cost",
+            type=click.Choice(_COSTS),
+            help="stratified: what is spread evenly.  [default: the cost of --range, else avg_bitwidth]",
+        ),
+        click.option(
+            "--base",
+            type=click.IntRange(1, 32),
+            help="one-layer: the bits of the other layers.  [default: the largest option]",
+        ),
+        click.option(
+            "--of",
+            metavar="BITS,BITS,...|FILE",
+            help="neighbours: all that differ from this one in one layer by one option step.",
+        ),
+        click.option(
+            "--configurations", type=click.Path(path_type=Path), help="file: a JSON, YAML or CSV file of them."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _sampler_options(options: dict[str, object]) -> "SamplerOptions":
+    """Take the options of `_which_configurations` out of a command's options."""
+    from qbw_eval.commands.sampler_options import SamplerOptions
+
+    names = SamplerOptions.__dataclass_fields__
+    return SamplerOptions(**{name: options.pop(name) for name in names})  # type: ignore[arg-type]  # click has checked the types
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(package_name="qbw")
 @click.pass_context
@@ -68,11 +150,7 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="Output folder.",
 )
-@click.option(
-    "--num-configs", type=click.IntRange(1, 1_000_000), help="Configurations a checkpoint.  [default: experiment's]"
-)
-@click.option("--sampler", type=click.Choice(["iid", "uniform"]), help="How to draw them.  [default: experiment's]")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Seed of the sampler.  [default: experiment's]")
+@_which_configurations
 @click.option("--bitwidths", type=_Bitwidths(), help="Options to draw from, such as 2,4,8.  [default: experiment's]")
 @click.option("--device", default="auto", show_default=True, help=f"Where to run: {_DEVICE_HELP}.")
 @click.option("--batch-size", type=click.IntRange(1, 65_536), help="Samples a forward pass.  [default: experiment's]")
@@ -105,7 +183,30 @@ def run(**options: object) -> None:
     """Evaluate checkpoints: files, folders or globs. Running it again adds only what is missing."""
     from qbw_eval.commands.run import RunOptions, run_command
 
-    run_command(RunOptions(**options))  # type: ignore[arg-type]  # click has checked the types
+    sampling = _sampler_options(options)
+    run_command(RunOptions(sampling=sampling, **options))  # type: ignore[arg-type]  # click has checked the types
+
+
+@cli.command()
+@click.argument("checkpoint", metavar="[CKPT]", type=click.Path(path_type=Path), required=False)
+@click.option("--layers", type=click.IntRange(1, 10_000), help="Instead of a checkpoint: so many layers.")
+@click.option(
+    "--bitwidths",
+    "--options",
+    "bitwidths",
+    type=_Bitwidths(),
+    help="Options to draw from, such as 2,4,8.  [default: experiment's]",
+)
+@_which_configurations
+@click.option("--config", type=click.Path(path_type=Path), help=_CONFIG_HELP)
+@click.option("--out", type=click.Path(path_type=Path), help="Write them to a .json, .yaml or .csv file.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+def sample(**options: object) -> None:
+    """Print the configurations that `run` would evaluate, with their costs, or write them to a file for it."""
+    from qbw_eval.commands.sample import SampleOptions, sample_command
+
+    sampling = _sampler_options(options)
+    sample_command(SampleOptions(sampling=sampling, **options))  # type: ignore[arg-type]  # click has checked the types
 
 
 @cli.command()
@@ -133,6 +234,7 @@ def train(**options: object) -> None:
 @click.option("--config", type=click.Path(path_type=Path), help=_CONFIG_HELP)
 @_MAX_BYTES
 @_TRUST
+@click.option("--bits", metavar="BITS,BITS,...|FILE", help="Show each layer's costs at this configuration too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(**options: object) -> None:
     """Show a checkpoint's quantized layers, its bitwidth options and the range of every cost."""

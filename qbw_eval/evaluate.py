@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.native import Checkpoint
-from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings, sample
 from qbw_eval.data.batches import Batch, Batches, batches_on
 from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.split import Split
@@ -26,8 +26,11 @@ from qbw_eval.networks.build import load_network, with_layer_options
 from qbw_eval.networks.factory import check_settable, running
 from qbw_eval.networks.facts import choices_of_ours, network_facts
 from qbw_eval.plan import Plan
+from qbw_eval.quantization.bitwidths import unquantized_weight_bytes
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
+from qbw_eval.sampling.given import Given
+from qbw_eval.sampling.ranges import CostRange
 from qbw_eval.settings.model import FactoryModel
 from schemas.errors import QBWError, UsageError
 
@@ -41,6 +44,8 @@ class EvaluationSettings:
 
     Attributes:
         sampler, num_configs, seed: which configurations; see `configurations.sample`.
+        range, cost, base: what else the sampler is told; see `configurations.SamplerSettings`.
+        given: configurations that somebody wrote down, for the samplers that need some.
         bitwidths: the options to draw from; None for those the network was trained with.
         batch_size: samples a forward pass.
         device: where to run.
@@ -51,7 +56,7 @@ class EvaluationSettings:
     """
 
     sampler: str
-    num_configs: int
+    num_configs: int | None
     seed: int
     bitwidths: tuple[int, ...] | None
     batch_size: int
@@ -59,6 +64,21 @@ class EvaluationSettings:
     engine: str
     memory: int | None = None
     tf32: bool = False
+    range: CostRange | None = None
+    cost: str | None = None
+    base: int | None = None
+    given: Given | None = None
+
+    def of_sampler(self, layer_names: Sequence[str]) -> SamplerSettings:
+        """Return what the sampler is told, for a network of these layers.
+
+        Raises:
+            UsageError: what was written down does not fit them.
+        """
+        told = SamplerSettings(range=self.range, cost=self.cost, base=self.base)
+        if self.given is None:
+            return told
+        return replace(told, given=self.given.in_order(layer_names), source=self.given.source)
 
     @property
     def budget(self) -> MemoryBudget:
@@ -92,7 +112,8 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
     Raises:
         CheckpointError: the weights do not fit the network.
         DataError: the data do not fit the network.
-        UsageError: the bitwidths asked for are not among the options, or somebody's own network fails.
+        UsageError: the bitwidths asked for are not among the options, the sampler cannot do what is asked of it, or
+            somebody's own network fails.
         QBWError: there is not memory enough for a sample.
     """
     words, model = f"the network of {checkpoint.path}", checkpoint.experiment.model
@@ -103,6 +124,9 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
     budget = settings.budget
     try:
         table = layers_on(checkpoint.experiment, network.to(settings.device), split, settings.device, words)
+        of_sampler = settings.of_sampler(table.names)
+        # Before the engines are compared: what cannot be drawn is told at once.
+        sample(settings.sampler, table, options, settings.num_configs, settings.seed, of_sampler)
         if isinstance(model, FactoryModel):
             check_settable(network, model, options)
         with running(model, f"{words} fails on the first samples of {split.dataset}"):
@@ -129,6 +153,8 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         num_samples=len(split),
         numerics=choice.engine.numerics + ("+tf32" if settings.tf32 else ""),
         count=settings.num_configs,
+        settings=of_sampler,
+        unquantized_weight_bytes=unquantized_weight_bytes(network),
     )
     return Evaluation(
         checkpoint=checkpoint,
@@ -155,6 +181,11 @@ def _too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError
 def _claims(checkpoint: Checkpoint) -> dict[str, object]:
     """Return what the checkpoint says of itself, to be compared with ours."""
     return {} if checkpoint.val_acc is None else {"val_acc": checkpoint.val_acc}
+
+
+def _told(plan: Plan) -> dict[str, object]:
+    """Return what the sampler was told; rows name it (`extras_json`)."""
+    return {"sampler_settings": plan.sampler_facts} if plan.sampler_facts else {}
 
 
 def options_of(checkpoint: Checkpoint, asked: Sequence[int] | None) -> tuple[int, ...]:
@@ -339,5 +370,5 @@ def _provenance(evaluation: Evaluation) -> Provenance:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         qbw_version=version("qbw"),
         torch_version=torch.__version__,
-        extras_json=json.dumps(choices_of_ours(checkpoint.experiment) | _claims(checkpoint)),
+        extras_json=json.dumps(choices_of_ours(checkpoint.experiment) | _claims(checkpoint) | _told(evaluation.plan)),
     )

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from qbw_eval.configurations import SEEDED, VERSIONED_NAMES, BitwidthConfiguration, sample
+from qbw_eval.configurations import (
+    PLAIN,
+    SEEDED,
+    VERSIONED_NAMES,
+    BitwidthConfiguration,
+    SamplerSettings,
+    sample,
+)
 from qbw_eval.layer_table import LayerTable
 from schemas.records import hash_of, record_id_of
 
@@ -37,7 +44,10 @@ class Plan:
         data_id: fingerprint of the preprocessed data.
         num_samples: how many samples it has.
         numerics: the engine's.
-        count: how many configurations were asked for.
+        count: how many configurations were asked for; None for all that the sampler has.
+        settings: what else the sampler was told.
+        unquantized_weight_bytes: what the network keeps beside its quantized weights; None where nobody counted. It
+            follows from the network, so it is in no hash.
         repeat: 0, or which of the repetitions asked for with --no-resume this is.
     """
 
@@ -49,7 +59,9 @@ class Plan:
     data_id: str
     num_samples: int
     numerics: str
-    count: int
+    count: int | None
+    settings: SamplerSettings = PLAIN
+    unquantized_weight_bytes: int | None = None
     repeat: int = 0
 
     @property
@@ -67,7 +79,14 @@ class Plan:
             "data_id": self.data_id,
             "network_id": self.network_id,
             "repeat": self.repeat,
+            # Only where something is told: rows of iid and uniform were named before there was anything to tell.
+            **({"sampler_settings": self.sampler_facts} if self.sampler_facts else {}),
         }
+
+    @property
+    def sampler_facts(self) -> dict[str, object]:
+        """What the sampler was told besides its seed, as plain JSON."""
+        return self.settings.facts(self.sampler, self.options)
 
     @cached_property
     def network_id(self) -> str:
@@ -82,7 +101,7 @@ class Plan:
     @cached_property
     def configurations(self) -> list[BitwidthConfiguration]:
         """The configurations, at most `count` of them (fewer where no more exist)."""
-        return sample(self.sampler, len(self.table), self.options, self.count, self.seed)
+        return sample(self.sampler, self.table, self.options, self.count, self.seed, self.settings)
 
     @property
     def reference(self) -> BitwidthConfiguration:

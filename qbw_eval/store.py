@@ -1,6 +1,6 @@
 """Rows -> Parquet parts: complete or absent, never changed afterwards.
 
-    records/0-schema.parquet                      the typed anchor without rows
+    records/0-schema.parquet                      the typed anchor without rows; the only part that is ever replaced
     records/<checkpoint>-<plan>-<first>.parquet   rows of one plan for one checkpoint, from configuration <first> on
     records/compact-<number>.parquet              rows of many, in a dataset that `compact` wrote
     layers/<model_id>.parquet                     layer tables, content-addressed
@@ -30,7 +30,7 @@ from qbw_eval.files import Files
 from qbw_eval.layer_table import LayerTable
 from schemas import layers, records
 from schemas.errors import QBWError
-from schemas.parts import ANCHOR_NAME, NewerPartError, decode_part, encode_part
+from schemas.parts import ANCHOR_NAME, NewerPartError, decode_part, encode_part, lacks_columns
 
 _DEAD_AFTER_S = 3600.0
 """A temporary file lives for milliseconds; one this old was left by a dead process, whatever the clocks disagree by."""
@@ -62,6 +62,7 @@ class RecordStore:
         self._files = files or Files()
         self._durable: set[Path] = set()
         self._seen: dict[str, pa.Table] = {}
+        self._anchor_seen = False
 
     def done(self, checkpoint_id: str, plan_id: str) -> set[int]:
         """Return the indices of the configurations that have been committed, having checked the parts they are in.
@@ -134,8 +135,19 @@ class RecordStore:
         return 0
 
     def _add_anchor(self) -> None:
+        """Write the anchor where it is missing, and anew where an earlier version wrote it.
+
+        pandas leaves out, without a word, the columns that the anchor does not have. It holds no rows, so of all parts
+        it alone may be replaced while others read.
+        """
+        path, empty = self.records / ANCHOR_NAME, records.RECORD_SCHEMA.empty_table()
         if ANCHOR_NAME not in self._names(self.records):
-            self._publish(self.records / ANCHOR_NAME, records.RECORD_SCHEMA.empty_table(), records.KIND)
+            self._publish(path, empty, records.KIND)
+        elif not self._anchor_seen:
+            with contextlib.suppress(OSError):  # who cannot read it cannot tell; `verify` can
+                if lacks_columns(self._files.read(path), records.KIND):
+                    self._publish(path, empty, records.KIND, replace=True)
+        self._anchor_seen = True
 
     def add_layers(self, table: LayerTable) -> None:
         """Write a layer table unless it is there, and the anchor: what readers need whether or not rows follow."""
@@ -186,8 +198,11 @@ class RecordStore:
             raise StoreError(f"{path}: cannot be moved to {folder} ({error.strerror}); move it by hand") from None
         return moved
 
-    def _publish(self, path: Path, table: pa.Table, kind: str) -> bool:
-        """Write a part durably under its final name and return True; False, durably too, where the name is taken."""
+    def _publish(self, path: Path, table: pa.Table, kind: str, *, replace: bool = False) -> bool:
+        """Write a part durably under its final name and return True; False, durably too, where the name is taken.
+
+        With `replace`, what has the name gives way in one step.
+        """
         data = encode_part(table, kind, path.name)
         temporary = self._temporary / uuid.uuid4().hex
         try:
@@ -195,7 +210,7 @@ class RecordStore:
             self._make_folder(self._temporary)
             try:
                 self._write_synced(temporary, data)
-                self._files.name(temporary, path)
+                (self._files.move if replace else self._files.name)(temporary, path)
                 new = True
             except FileExistsError:
                 new = False

@@ -3,23 +3,25 @@
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qbw_eval.configurations import BitwidthConfiguration, sample
+from qbw_eval.configurations import PLAIN, SEEDED, BitwidthConfiguration, SamplerSettings, sample
 from qbw_eval.cost import average_bitwidth
 from qbw_eval.data.batches import Batch
 from qbw_eval.data.labels import class_numbers
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.tally import Measurement
 from qbw_eval.evaluate import measure
+from qbw_eval.layer_table import LayerTable
 from qbw_eval.memory import MemoryBudget, free_memory
 from qbw_eval.nested import first_sample, to_device
-from qbw_eval.quantization.bitwidths import common_options, trace_order
+from qbw_eval.quantization.bitwidths import common_options, quantized_layers, trace_layers, trace_order
+from qbw_eval.sampling.ranges import parse_range
 from schemas.errors import UsageError
 
 
@@ -100,6 +102,7 @@ def validate_random_bitwidths(
     bitwidth_options: Sequence[int] | None = None,
     sampler: str = "iid",
     seed: int = 0,
+    sampler_settings: SamplerSettings = PLAIN,
     config: Mapping[str, object] | None = None,
     quantization_method: str | None = None,
     log: Callable[[str], object] = print,
@@ -116,11 +119,13 @@ def validate_random_bitwidths(
             moved to the network's device.
         num_configs: how many configurations; the seed document advises at least 4 or 5.
         bitwidth_options: what to draw from; the layers' common `bitwidth_options` where None.
-        sampler: "iid" or "uniform", see `configurations.sample`.
+        sampler: "iid", "stratified", "uniform" or another one, see `configurations.sample`.
         seed: of the sampler; the same seed gives the same configurations every epoch.
-        config: an experiment file as a mapping. With it, `num_configs`, `bitwidth_options`, `sampler` and `seed` are
-            taken from it where it has them, and nothing runs unless quantization is enabled and the method's
-            `validation_function` is "random_bitwidths".
+        sampler_settings: what else the sampler is told.
+        config: an experiment file as a mapping. With it, `num_configs` (for samplers that draw; the others give all
+            they have), `bitwidth_options`, `sampler`, `seed` and `sampler_settings` are taken from it where it has
+            them, and nothing runs unless quantization is enabled and the method's `validation_function` is
+            "random_bitwidths".
         quantization_method: which of `config`'s methods, where it has several.
         log: called with each line.
 
@@ -128,23 +133,27 @@ def validate_random_bitwidths(
         The results, or None where `config` does not ask for this validation.
 
     Raises:
-        UsageError: there are no batches or no configurations, there is no such sampler, or `config` has several
-            methods and none is chosen.
+        UsageError: there are no batches or no configurations, there is no such sampler, it cannot do what it is told,
+            or `config` has several methods and none is chosen.
         LayerError: the network has no quantized layers, or they share no options.
         DataError: labels of two dimensions are not one-hot.
     """
+    count: int | None = num_configs
     if config is not None:
         method = _active_method(config, quantization_method)
         if method is None:
             return None
         asked = _random_bitwidths(config)
-        num_configs = int(asked.get("num_bitwidths", asked.get("number_of_configs", num_configs)))  # type: ignore[call-overload]  # anybody's YAML
+        count = int(asked.get("num_bitwidths", asked.get("number_of_configs", num_configs)))  # type: ignore[call-overload]  # anybody's YAML
         sampler, seed = str(asked.get("sampler", sampler)), int(asked.get("seed", seed))  # type: ignore[call-overload]  # anybody's YAML
+        if "sampler" in asked and sampler not in SEEDED:
+            count = None
+        sampler_settings = _sampler_settings(asked, sampler, sampler_settings)
         if bitwidth_options is None:
             bitwidth_options = _trained_options(method)
     # A DataLoader draws from torch's generator, shuffling or not: without this, validating would change the training.
     with torch.random.fork_rng(devices=[]):
-        validation = _validation(model, batches, num_configs, bitwidth_options, sampler, seed)
+        validation = _validation(model, batches, count, bitwidth_options, sampler, seed, sampler_settings)
     for line in validation.log_lines():
         log(line)
     return validation
@@ -153,10 +162,11 @@ def validate_random_bitwidths(
 def _validation(
     model: nn.Module,
     batches: Iterable[Sequence[Any]],
-    num_configs: int,
+    num_configs: int | None,
     bitwidth_options: Sequence[int] | None,
     sampler: str,
     seed: int,
+    sampler_settings: SamplerSettings,
 ) -> RandomBitwidthsValidation:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     on_device = (Batch(to_device(inputs, device), _labels(labels).to(device)) for inputs, labels, *_ in batches)
@@ -165,7 +175,8 @@ def _validation(
         raise UsageError("validate_random_bitwidths: there are no batches to validate on")
     layer_names = tuple(trace_order(model, first_sample(first.inputs)))
     options = common_options(model) if bitwidth_options is None else bitwidth_options
-    configurations = sample(sampler, len(layer_names), options, num_configs, seed)
+    layers = _layers(model, layer_names, first_sample(first.inputs), sampler_settings)
+    configurations = sample(sampler, layers, options, num_configs, seed, sampler_settings)
     if not configurations:
         raise UsageError(
             "validate_random_bitwidths: expected at least one configuration and one bitwidth option, "
@@ -184,6 +195,16 @@ def _validation(
         configurations=tuple(configurations),
         measurements=tuple(measure(engine, chain([first], on_device), configurations)),
     )
+
+
+def _layers(model: nn.Module, layer_names: Sequence[str], inputs: Any, settings: SamplerSettings) -> LayerTable | int:
+    """Return the quantized layers in forward order where the sampler must know their sizes, else how many there are.
+
+    Anybody's layer need not have weights as ours do; a sampler that counts them says then that it cannot.
+    """
+    weights = [getattr(layer, "weight", None) for layer in quantized_layers(model).values()]
+    like_ours = all(isinstance(weight, Tensor) and weight.dim() >= 2 for weight in weights)
+    return trace_layers(model, inputs) if settings.needs_sizes and like_ours else len(layer_names)
 
 
 def _labels(labels: Tensor) -> Tensor:
@@ -211,7 +232,21 @@ def _random_bitwidths(config: Mapping[str, object]) -> Mapping[str, object]:
     quantization = config["quantization"]
     assert isinstance(quantization, Mapping)
     found = config.get("random_bitwidths", quantization.get("random_bitwidths"))
-    return found if isinstance(found, Mapping) else {}
+    # A setting without a value is one that was left out.
+    return {key: value for key, value in found.items() if value is not None} if isinstance(found, Mapping) else {}
+
+
+def _sampler_settings(asked: Mapping[str, object], sampler: str, otherwise: SamplerSettings) -> SamplerSettings:
+    """Return what the sampler is told by the settings of random bitwidths, and otherwise where they are silent."""
+    try:
+        told = replace(otherwise, range=parse_range(str(asked["range"]))) if "range" in asked else otherwise
+    except ValueError as error:
+        raise UsageError(f"random_bitwidths.range: {error}") from None
+    if "cost" in asked and sampler == "stratified":
+        told = replace(told, cost=str(asked["cost"]))
+    if "base" in asked and sampler == "one-layer":
+        told = replace(told, base=int(asked["base"]))  # type: ignore[call-overload]  # anybody's YAML
+    return told
 
 
 def _trained_options(method: Mapping[str, object]) -> Sequence[int] | None:

@@ -133,6 +133,15 @@ def decode_part(data: bytes, kind: str, where: str) -> pa.Table:
     return table
 
 
+def lacks_columns(data: bytes, kind: str) -> bool:
+    """Return whether the bytes of a part lack columns of this version; False where they cannot be read."""
+    try:
+        names = pq.read_schema(pa.BufferReader(data)).names
+    except (pa.ArrowException, OSError):
+        return False
+    return not set(_SCHEMAS[kind][0].names) <= set(names)
+
+
 def _bytes_match(data: bytes, digest: str) -> bool:
     return len(digest) == len(_BLANK) and _hash_bytes(data.replace(digest.encode(), _BLANK.encode())) == digest
 

@@ -13,8 +13,9 @@ from qbw_eval.checkpoints.find import trusted_among
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table
-from qbw_eval.configurations import number_of_configurations
-from qbw_eval.cost import Costs, costs_of
+from qbw_eval.commands.sampler_options import bits_or_file
+from qbw_eval.configurations import SamplerSettings, number_of_configurations, sample
+from qbw_eval.cost import Costs, costs_of, costs_per_layer
 from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import SplitName
@@ -22,7 +23,13 @@ from qbw_eval.evaluate import options_of
 from qbw_eval.experiment import load_evaluation_file
 from qbw_eval.layer_table import Layer, LayerTable
 from qbw_eval.networks.build import load_network, with_layer_options
-from qbw_eval.quantization.bitwidths import offered_bitwidths, quantized_layers, trace_layers_on_meta, weight_of
+from qbw_eval.quantization.bitwidths import (
+    offered_bitwidths,
+    quantized_layers,
+    trace_layers_on_meta,
+    unquantized_weight_bytes,
+    weight_of,
+)
 from qbw_eval.quantization.protocol import quantizer_words
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.settings.model import FactoryModel
@@ -60,32 +67,46 @@ class InspectOptions:
     config: Path | None
     max_bytes: int | None
     trust_pickle: tuple[Path, ...]
+    bits: str | None
     as_json: bool
 
 
 def inspect_command(given: InspectOptions) -> None:
     """Print the layer table, the options, the number of configurations and the range of each cost."""
-    path, config, as_json = given.checkpoint, given.config, given.as_json
-    checkpoint = read_checkpoint(
-        path,
-        load_evaluation_file(config) if config else None,
-        needs_data=False,
-        trust=bool(trusted_among([path], given.trust_pickle)),
-        max_bytes=given.max_bytes,
-    )
+    trust = bool(trusted_among([given.checkpoint], given.trust_pickle))
+    checkpoint, table, network = read_layers(given.checkpoint, given.config, trust=trust, max_bytes=given.max_bytes)
+    options = options_of(checkpoint, None)
+    # Every cost grows with every layer's bits, so the extremes are the uniform configurations at the ends.
+    lowest, highest = (costs_of((bits,) * len(table), table, options[-1]) for bits in (options[0], options[-1]))
+    layers, unquantized = _inspected(table, network, options), unquantized_weight_bytes(network)
+    chosen = None if given.bits is None else _configuration(given.bits, table, options)
+    if given.as_json:
+        shown = _as_json(checkpoint, table, layers, options, lowest, highest, unquantized)
+        if chosen is not None:
+            each = costs_per_layer(chosen, table, options[-1])
+            shown["configuration"] = vars(costs_of(chosen, table, options[-1])) | {"layers": [vars(c) for c in each]}
+        print(json.dumps(shown, indent=2))
+        return
+    _print(checkpoint, table, layers, options, lowest, highest, unquantized)
+    if chosen is not None:
+        _print_configuration(chosen, table, options[-1])
+
+
+def read_layers(
+    path: Path, config: Path | None, *, trust: bool = False, max_bytes: int | None = None
+) -> tuple[Checkpoint, LayerTable, nn.Module]:
+    """Return a checkpoint, its quantized layers and its network.
+
+    Raises:
+        UsageError: neither the checkpoint nor the file says what the network's inputs look like.
+    """
+    instead = load_evaluation_file(config) if config else None
+    checkpoint = read_checkpoint(path, instead, needs_data=False, trust=trust, max_bytes=max_bytes)
     for remark in checkpoint.remarks:
         print(remark, file=sys.stderr)
     network = load_network(checkpoint.experiment, checkpoint.state, str(path))
     checkpoint = replace(checkpoint, experiment=with_layer_options(checkpoint.experiment, network))
-    table = _table_of(checkpoint, network)
-    options = options_of(checkpoint, None)
-    # Every cost grows with every layer's bits, so the extremes are the uniform configurations at the ends.
-    lowest, highest = (costs_of((bits,) * len(table), table, options[-1]) for bits in (options[0], options[-1]))
-    layers = _inspected(table, network, options)
-    if as_json:
-        print(json.dumps(_as_json(checkpoint, table, layers, options, lowest, highest), indent=2))
-    else:
-        _print(checkpoint, table, layers, options, lowest, highest)
+    return checkpoint, _table_of(checkpoint, network), network
 
 
 def _table_of(checkpoint: Checkpoint, network: nn.Module) -> LayerTable:
@@ -167,6 +188,7 @@ def _as_json(
     options: tuple[int, ...],
     lowest: Costs,
     highest: Costs,
+    unquantized: int,
 ) -> dict[str, object]:
     return {
         "checkpoint": str(checkpoint.path),
@@ -178,6 +200,7 @@ def _as_json(
         "bitwidth_options": list(options),
         "configurations": number_of_configurations(len(table), options),
         "costs": {name: {"min": vars(lowest)[name], "max": vars(highest)[name]} for name in vars(lowest)},
+        "unquantized_weight_bytes": unquantized,
         "layers": [
             {**asdict(shown.layer), "shape": shown.shape, "options": shown.options, "quantizer": shown.quantizer}
             for shown in layers
@@ -192,6 +215,7 @@ def _print(
     options: tuple[int, ...],
     lowest: Costs,
     highest: Costs,
+    unquantized: int,
 ) -> None:
     print(
         f"{checkpoint.path}: experiment {checkpoint.experiment.experiment}, epoch {checkpoint.epoch + 1}, "
@@ -227,6 +251,32 @@ def _print(
     labels = {name: column.axis_label for name, column in by_name(RECORD_COLUMNS).items()}
     ranges = {name: (vars(lowest)[name], vars(highest)[name]) for name in vars(lowest)}
     print_table(("cost", "lowest", "highest"), [(labels[name], *map(_number, ends)) for name, ends in ranges.items()])
+    print(f"{labels['unquantized_weight_bytes']}: {unquantized:,}, at all configurations")
+
+
+def _configuration(text: str, table: LayerTable, options: tuple[int, ...]) -> tuple[int, ...]:
+    given = bits_or_file(text, "--bits")
+    settings = SamplerSettings(given=given.in_order(table.names), source=given.source)
+    if len(settings.given) != 1:
+        raise UsageError(f"{given.source}: expected one configuration, found {len(settings.given)}")
+    (found,) = sample("file", table, options, None, 0, settings)
+    return found.bitwidths
+
+
+def _print_configuration(bitwidths: tuple[int, ...], table: LayerTable, largest_option: int) -> None:
+    """Print each layer's costs, and its share of the whole network's at these bits."""
+    whole, each = costs_of(bitwidths, table, largest_option), costs_per_layer(bitwidths, table, largest_option)
+    weight_bits = sum(layer.weights * bits for layer, bits in zip(table.layers, bitwidths, strict=True))
+    rows = [
+        (
+            layer.layer_name,
+            *(bits, f"{costs.weight_bytes:,}", f"{layer.weights * bits / weight_bits:.1%}"),
+            *(f"{costs.bit_ops:,}", f"{costs.bit_ops / whole.bit_ops:.1%}"),
+        )
+        for layer, bits, costs in zip(table.layers, bitwidths, each, strict=True)
+    ]
+    total = ("all", f"{whole.avg_bitwidth:.4g}", f"{whole.weight_bytes:,}", "100.0%", f"{whole.bit_ops:,}", "100.0%")
+    print_table(("layer", "bits", "weight bytes", "share", "bit operations", "share"), [*rows, total])
 
 
 def _number(value: int | float) -> str:

@@ -15,6 +15,7 @@ from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.commands.sampler_options import SamplerOptions, read_configurations, resolve
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
@@ -22,6 +23,7 @@ from qbw_eval.data.split import Split, SplitName
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, WithoutNetwork, load_evaluation_file
 from qbw_eval.memory import keep_freed_memory
+from qbw_eval.sampling.given import Given
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.store import RecordStore
 from schemas.errors import InterruptedByUserError, QBWError, TerminatedError
@@ -34,9 +36,7 @@ class RunOptions:
     checkpoints: tuple[str, ...]
     config: Path | None
     records: Path
-    num_configs: int | None
-    sampler: str | None
-    seed: int | None
+    sampling: SamplerOptions
     bitwidths: tuple[int, ...] | None
     device: str
     batch_size: int | None
@@ -84,6 +84,7 @@ def run_command(options: RunOptions) -> None:
     paths = find_checkpoints(options.checkpoints)
     trusted = trusted_among(paths, options.trust_pickle)
     instead = load_evaluation_file(options.config) if options.config else None
+    given = read_configurations(options.sampling)
     device = choose_device(options.device)
     allow_tf32(options.tf32)
     keep_freed_memory()
@@ -95,7 +96,7 @@ def run_command(options: RunOptions) -> None:
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     told: set[str] = set()
     try:
-        for evaluation in _evaluations(paths, trusted, instead, options, device, store, failed):
+        for evaluation in _evaluations(paths, trusted, instead, options, given, device, store, failed):
             outcomes.append(_run_one(evaluation, store, options, committed, told))
     except (KeyboardInterrupt, _TerminatedError) as stop:
         sentence = (
@@ -126,6 +127,7 @@ def _evaluations(
     trusted: set[Path],
     instead: Experiment | WithoutNetwork | None,
     options: RunOptions,
+    given: Given | None,
     device: torch.device,
     store: RecordStore,
     failed: list[Path],
@@ -150,7 +152,8 @@ def _evaluations(
                 splits[data] = load_split(data, options.split, limit=options.limit, beside=options.records.parent)
             # A file given with --config may leave to the data what a checkpoint's own configuration says.
             complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
-            evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
+            settings = _settings(complete, options, given, device)
+            evaluation = prepare(complete, splits[data].limited(options.limit), settings)
         except QBWError as error:
             if len(paths) == 1:
                 raise
@@ -168,12 +171,18 @@ def _again(evaluation: Evaluation, store: RecordStore) -> Evaluation:
     return replace(evaluation, plan=plan)
 
 
-def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device) -> EvaluationSettings:
-    drawn = checkpoint.experiment.random_bitwidths
+def _settings(
+    checkpoint: Checkpoint, options: RunOptions, given: Given | None, device: torch.device
+) -> EvaluationSettings:
+    drawn = resolve(options.sampling, given, checkpoint.experiment.random_bitwidths)
     return EvaluationSettings(
-        sampler=options.sampler or drawn.sampler,
-        num_configs=options.num_configs or drawn.num_bitwidths,
-        seed=drawn.seed if options.seed is None else options.seed,
+        sampler=drawn.sampler,
+        num_configs=drawn.count,
+        seed=drawn.seed,
+        range=drawn.range,
+        cost=drawn.cost,
+        base=drawn.base,
+        given=drawn.given,
         bitwidths=options.bitwidths,
         batch_size=options.batch_size or checkpoint.experiment.data.batch_size,
         device=device,
@@ -197,8 +206,12 @@ def _run_one(
             f"{checkpoint.path}: quantization is off (quantization.enable: false), so there is nothing to vary: "
             "one configuration, every layer at 32 bits"
         )
-    elif total < plan.count:
-        _tell(f"{checkpoint.path}: {plan.count} configurations of {list(plan.options)} asked for, only {total} exist")
+    elif plan.count is not None and total < plan.count:
+        within = f" with {plan.settings.range}" if plan.settings.range else ""
+        _tell(
+            f"{checkpoint.path}: {plan.count} configurations of {list(plan.options)}{within} asked for, "
+            f"only {total} exist"
+        )
     done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
     accuracies: list[float] = []
     if not options.dry_run:

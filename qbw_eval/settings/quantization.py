@@ -13,9 +13,14 @@ from pydantic import (
     model_validator,
 )
 
+from qbw_eval.sampling.ranges import parse_range
 from qbw_eval.settings.kinds import MAX_SEED, Bitwidth, Settings, list_as_tuple, printable_name
 
 ValidationFunction = Literal["random_bitwidths", "simple_validation"]
+CostName = Literal[
+    "avg_bitwidth", "weighted_avg_bitwidth", "weight_bytes", "relative_weight_bytes", "bit_ops", "relative_bit_ops"
+]
+"""The names in `cost.COSTS`."""
 
 
 class MethodSettings(Settings):
@@ -114,17 +119,55 @@ LEFT_TO_THE_LAYERS: Final = QuantizationSettings.model_construct()
 """The section of a file that has none, because its network is somebody's own."""
 
 
+def _range_text(text: str) -> str:
+    """Return the range if it is one, as `sampling.ranges` reads it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parse_range(text)
+    return text
+
+
 class RandomBitwidths(Settings):
     """The random configurations at which the network is evaluated."""
 
     num_bitwidths: int = Field(
         default=16, ge=1, le=1_000_000, description="number of random configurations (also spelled number_of_configs)"
     )
-    sampler: Literal["iid", "uniform"] = Field(
-        default="iid",
-        description="iid: every layer's bits drawn independently; uniform: every layer at the same bits",
+    sampler: Literal["iid", "uniform", "stratified", "one-layer"] | None = Field(
+        default=None,
+        description="iid: every layer's bits drawn independently; uniform: every layer at the same bits; stratified: "
+        "spread evenly over the range of a cost; one-layer: each layer in turn at each option. Left out: iid while "
+        "training, stratified in qbw-eval run",
     )
     seed: int = Field(default=0, ge=0, le=MAX_SEED, description="the same seed draws the same configurations")
+    range: Annotated[str, AfterValidator(_range_text)] | None = Field(
+        default=None, description="only configurations whose cost lies in it, such as avg_bitwidth=3:5"
+    )
+    cost: CostName | None = Field(
+        default=None, description="stratified: which cost is spread evenly; that of the range, or avg_bitwidth"
+    )
+    base: Bitwidth | None = Field(
+        default=None, description="one-layer: the bits of the other layers; the largest option if left out"
+    )
+
+    @field_validator("cost")
+    @classmethod
+    def _cost_goes_with_the_others(cls, cost: str | None, info: ValidationInfo) -> str | None:
+        sampler, bounded = info.data.get("sampler"), info.data.get("range")
+        if cost is not None and sampler not in (None, "stratified"):
+            raise ValueError(f"goes with sampler 'stratified' only, not with {sampler!r}; leave it out")
+        if cost is not None and bounded is not None and parse_range(bounded).cost != cost:
+            raise ValueError(f"expected the cost of the range {bounded!r}, found {cost!r}; leave it out")
+        return cost
+
+    @field_validator("base")
+    @classmethod
+    def _base_goes_with_its_sampler(cls, base: int | None, info: ValidationInfo) -> int | None:
+        if base is not None and info.data.get("sampler") != "one-layer":
+            raise ValueError("goes with sampler 'one-layer' only; leave it out")
+        return base
 
 
 def _listed(bitwidths: Iterable[int]) -> str:

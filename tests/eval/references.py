@@ -315,6 +315,7 @@ def costs(bits: Sequence[int], weights: Sequence[int], macs: Sequence[int], larg
         "avg_bitwidth": float(Fraction(sum(bits), len(bits))),
         "weighted_avg_bitwidth": float(Fraction(total, len(stored))),
         "weight_bytes": math.ceil(Fraction(total, 8)),
+        "relative_weight_bytes": math.ceil(Fraction(total, 8)) / math.ceil(Fraction(largest * len(stored), 8)),
         "bit_ops": operations,
         "relative_bit_ops": float(Fraction(operations, sum(m * largest * largest for m in macs))),
     }
@@ -353,3 +354,11 @@ def runs_of_missing(count: int, chunk_size: int, done: Iterable[int]) -> list[li
         else:
             runs.append([index])
     return runs
+
+
+def reachable_sums(num_layers: int, options: Sequence[int]) -> set[int]:
+    """The sums that the bits of so many layers can have."""
+    sums = {0}
+    for _ in range(num_layers):
+        sums = {total + bits for total in sums for bits in options}
+    return sums

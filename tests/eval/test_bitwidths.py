@@ -1,7 +1,10 @@
 """The bits of whole networks: reading, setting, restoring, and the layer table of a forward pass."""
 
+import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qbw_eval import get_average_bitwidth
+from qbw_eval.configurations import sample
+from qbw_eval.cost import costs_of
+from qbw_eval.networks.preact_resnet import NETWORKS as PREACT_NETWORKS
 from qbw_eval.networks.resnet import SHAPES, ResNet
 from qbw_eval.quantization.bitwidths import (
     LayerError,
@@ -25,6 +31,7 @@ from qbw_eval.quantization.bitwidths import (
     set_bitwidths,
     trace_layers,
     trace_layers_on_meta,
+    unquantized_weight_bytes,
 )
 from qbw_eval.quantization.layers import BitwidthError, QuantConv2d, Quantizers, QuantLinear, SwitchableBatchNorm2d
 
@@ -261,15 +268,27 @@ def brute_force_macs(network: nn.Module, x: Tensor) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("resnet8", (8, 8)), ("resnet20", (13, 32)), ("resnet18", (64, 50)), ("resnet50", (64, 64))]
-)
-@pytest.mark.parametrize("all_layers", [False, True], ids=["default", "quantize_first_and_last"])
-def test_multiply_accumulates_equal_a_brute_force_count_and_half_of_torchs_flops(
-    name: str, size: tuple[int, int], all_layers: bool
-) -> None:
+NETWORKS_WE_SHIP: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    **{
+        f"{name}{', quantize_first_and_last' if all_layers else ''}": (
+            partial(resnet, name, quantize_first_and_last=all_layers),
+            (13, 32) if SHAPES[name].stem == "cifar" else (64, 50),
+        )
+        for name in SHAPES
+        for all_layers in (False, True)
+    },
+    **{
+        name: (partial(network, OPTIONS, width=64, in_channels=3, num_classes=10), (64, 50))
+        for name, network in PREACT_NETWORKS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS_WE_SHIP)
+def test_costs_equal_a_brute_force_count_and_macs_are_half_of_torchs_flops(name: str) -> None:
+    build, size = NETWORKS_WE_SHIP[name]
     with torch.device("meta"):
-        network = resnet(name, quantize_first_and_last=all_layers)
+        network = build()
         x = torch.zeros(1, 3, *size)
         table = trace_layers(network, x)
         with FlopCounterMode(display=False) as counter:
@@ -277,10 +296,27 @@ def test_multiply_accumulates_equal_a_brute_force_count_and_half_of_torchs_flops
         counted = brute_force_macs(network, x)
     macs = {layer.layer_name: layer.macs for layer in table.layers}
     assert macs == counted
-    flops = {name.removeprefix("ResNet."): sum(by.values()) for name, by in counter.get_flop_counts().items()}
+    prefix = f"{type(network).__name__}."
+    flops = {name.removeprefix(prefix): sum(by.values()) for name, by in counter.get_flop_counts().items()}
     assert {name: 2 * count for name, count in macs.items()} == {name: flops[name] for name in macs}
     total = sum(counter.get_flop_counts()["Global"].values())
-    assert (2 * sum(macs.values()) == total) is all_layers
+    assert (2 * sum(macs.values()) == total) is name.endswith("first_and_last")
+    # Costs, from the modules themselves.
+    sizes = {name: layer.weight.numel() for name, layer in quantized_layers(network).items()}
+    for one in sample("iid", len(table), (2, 4, 8), 3, 0):
+        bits = dict(zip(table.names, one.bitwidths, strict=True))
+        weight_bytes = math.ceil(Fraction(sum(bits[name] * sizes[name] for name in sizes), 8))
+        operations = sum(bits[name] ** 2 * counted[name] for name in sizes)
+        assert vars(costs_of(one.bitwidths, table, 8)) == {
+            "avg_bitwidth": float(Fraction(sum(bits.values()), len(sizes))),
+            "weighted_avg_bitwidth": float(
+                Fraction(sum(bits[name] * sizes[name] for name in sizes), sum(sizes.values()))
+            ),
+            "weight_bytes": weight_bytes,
+            "relative_weight_bytes": weight_bytes / sum(sizes.values()),  # a byte a weight
+            "bit_ops": operations,
+            "relative_bit_ops": float(Fraction(operations, 64 * sum(counted.values()))),
+        }
 
 
 @pytest.mark.parametrize("all_layers", [False, True], ids=["default", "quantize_first_and_last"])
@@ -301,6 +337,24 @@ def test_no_quantizer_looks_at_values_that_the_meta_device_has_not() -> None:
         network = ResNet(SHAPES["resnet8"], quantizers, width=4, in_channels=3, num_classes=2)
         sample = torch.rand(1, 3, 9, 9)
         assert trace_layers_on_meta(network, sample) == trace_layers(network, sample)
+
+
+def test_what_is_kept_beside_the_quantized_weights_by_hand() -> None:
+    # The batch norm of 4 channels (weight, bias, mean and variance, not its count of batches) and the linear's bias.
+    assert unquantized_weight_bytes(Backwards()) == 4 * (4 * 4 + 2)
+
+
+@pytest.mark.parametrize("switchable", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_quantized_weights_and_what_is_kept_beside_them_are_the_whole_state(name: str, switchable: bool) -> None:
+    quantizers = Quantizers(options=(2, 4), weight="lsq", activation="pact", switchable=switchable)
+    with torch.device("meta"):
+        network = ResNet(
+            SHAPES[name], quantizers, width=4, in_channels=3, num_classes=10, switchable_batch_norm=switchable
+        )
+    floats = sum(tensor.numel() for tensor in network.state_dict().values() if tensor.is_floating_point())
+    quantized = sum(layer.weight.numel() for layer in quantized_layers(network).values())
+    assert unquantized_weight_bytes(network) == 4 * (floats - quantized)
 
 
 def test_a_foreign_layer_with_nothing_but_curr_bitwidth_is_found_set_restored_and_traced() -> None:

@@ -37,7 +37,9 @@ def test_the_first_draws_are_these_for_ever(asked: tuple, drawn: list[tuple[int,
 
 
 def test_draws_carry_the_samplers_version() -> None:
-    assert VERSIONED_NAMES == {"iid": "iid/1", "uniform": "uniform/1"}
+    assert {
+        name: f"{name}/1" for name in ("iid", "uniform", "stratified", "one-layer", "neighbours", "file")
+    } == VERSIONED_NAMES
 
 
 @unhurried
@@ -100,8 +102,10 @@ def test_iid_layers_are_drawn_uniformly_and_independently() -> None:
 
 def test_an_unknown_sampler_is_a_usage_error() -> None:
     with pytest.raises(UsageError) as error:
-        sample("stratified", 3, (2, 4), 1, 0)
-    assert str(error.value) == "sampler: expected one of iid, uniform, found 'stratified'"
+        sample("lhs", 3, (2, 4), 1, 0)
+    assert str(error.value) == (
+        "sampler: expected one of iid, uniform, stratified, one-layer, neighbours, file, found 'lhs'"
+    )
 
 
 def test_another_seed_draws_others() -> None:

@@ -81,8 +81,10 @@ quantization:
     activation_quantization: lsq
 random_bitwidths:
   num_bitwidths: 4
-  sampler: uniform
+  sampler: stratified
   seed: 2
+  range: bit_ops=:1e6
+  cost: bit_ops
 quantization_method: first
 """
 
@@ -192,7 +194,7 @@ def test_a_small_file_has_defaults_for_the_rest() -> None:
                 ),
             }
         ),
-        random_bitwidths=RandomBitwidths(num_bitwidths=16, sampler="iid", seed=0),
+        random_bitwidths=RandomBitwidths(num_bitwidths=16, sampler=None, seed=0, range=None, cost=None, base=None),
         quantization_method="mine",
     )
 
@@ -252,7 +254,10 @@ def test_every_key_arrives_where_it_belongs(tmp_path: Path) -> None:
                 "bitwidth": None,
             },
         },
-        "random_bitwidths": {"num_bitwidths": 4, "sampler": "uniform", "seed": 2},
+        "random_bitwidths": {
+            **{"num_bitwidths": 4, "sampler": "stratified", "seed": 2},
+            **{"range": "bit_ops=:1e6", "cost": "bit_ops", "base": None},
+        },
         "quantization_method": "first",
     }
 
@@ -366,7 +371,10 @@ random_bitwidths:
 def test_random_bitwidths_are_found_in_both_places_and_spellings(more: str) -> None:
     experiment = load(SMALL + more)
     assert experiment.random_bitwidths == RandomBitwidths(num_bitwidths=5, seed=3)
-    assert experiment.as_mapping()["random_bitwidths"] == {"num_bitwidths": 5, "sampler": "iid", "seed": 3}
+    assert experiment.as_mapping()["random_bitwidths"] == {
+        **{"num_bitwidths": 5, "sampler": None, "seed": 3},
+        **{"range": None, "cost": None, "base": None},
+    }
     assert "random_bitwidths" not in experiment.quantization.methods
 
 
@@ -649,7 +657,7 @@ MISTAKES = [
     ),
     (
         {"quantization_method: first": "quantization_method: frist"},
-        "exp.yaml:41:22: quantization_method: expected a method under quantization, found 'frist' "
+        "exp.yaml:43:22: quantization_method: expected a method under quantization, found 'frist' "
         "(methods: 'first', 'second'); did you mean 'first'?",
     ),
     (
@@ -675,9 +683,27 @@ MISTAKES = [
         "exp.yaml:38:3: random_bitwidths.number_of_config: unknown key; did you mean 'number_of_configs'?",
     ),
     (
-        {"sampler: uniform": "sampler: unifrom"},
-        "exp.yaml:39:12: random_bitwidths.sampler: expected 'iid' or 'uniform', "
+        {"sampler: stratified": "sampler: unifrom"},
+        "exp.yaml:39:12: random_bitwidths.sampler: expected 'iid', 'uniform', 'stratified' or 'one-layer', "
         "found 'unifrom'; did you mean 'uniform'?",
+    ),
+    (
+        {"sampler: stratified": "sampler: iid"},
+        "exp.yaml:42:9: random_bitwidths.cost: goes with sampler 'stratified' only, not with 'iid'; leave it out",
+    ),
+    (
+        {"  cost: bit_ops": "  cost: weight_bytes"},
+        "exp.yaml:42:9: random_bitwidths.cost: expected the cost of the range 'bit_ops=:1e6', found 'weight_bytes'; "
+        "leave it out",
+    ),
+    (
+        {"  cost: bit_ops": "  base: 2"},
+        "exp.yaml:42:9: random_bitwidths.base: goes with sampler 'one-layer' only; leave it out",
+    ),
+    (
+        {"range: bit_ops=:1e6": "range: 3:5"},
+        "exp.yaml:41:10: random_bitwidths.range: expected a cost and its lowest and highest value, such as "
+        "avg_bitwidth=3:5, found '3:5'",
     ),
     (
         {"epochs: 5": "epochs: 5\n  epochs: 6"},
@@ -1311,7 +1337,9 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         seed=seeds,
     )
     count = draw(st.sampled_from(["num_bitwidths", "number_of_configs"]))
-    samples = keys(**{count: st.integers(1, 10**6), "sampler": st.sampled_from(["iid", "uniform"]), "seed": seeds})
+    samplers = st.sampled_from(["iid", "uniform", "stratified", "one-layer"])
+    ranges = st.sampled_from([None, "avg_bitwidth=3:5", "weight_bytes=:1.5e6"])
+    samples = keys(**{count: st.integers(1, 10**6), "sampler": samplers, "seed": seeds, "range": ranges})
     taken = ("enable", "random_bitwidths")
     quantization: dict[str, Any] = draw(
         st.dictionaries(names.filter(lambda name: name not in taken), methods(), max_size=3)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import table_of
 
-from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings
 from qbw_eval.layer_table import LayerTable
 from qbw_eval.plan import Plan
+from qbw_eval.sampling.ranges import parse_range
 
 PLAN = Plan(
     sampler="iid",
@@ -84,6 +85,46 @@ def test_ids_are_these_for_ever() -> None:
     """Records that exist are found again by these; another value is another identity for everything there is."""
     assert PLAN.plan_id == "2a1af2a9dcf2c16b689050e9ff67b554"
     assert PLAN.record_id("checkpoint", CONFIGURATION) == "15166a13e2b73dae7f38916504b28e1d"
+    assert replace(PLAN, sampler="uniform").plan_id == "bfef727862d1fda843b21a1999997fcd"
+    assert replace(PLAN, sampler="stratified").plan_id == "da5afb4f46ad731edbb220b7a30125cf"
+    bounded = replace(PLAN, sampler="stratified", settings=SamplerSettings(range=parse_range("bit_ops=1e3:")))
+    assert bounded.plan_id == "d07d7ad60bed19638fef25b8d24eb56d"
+
+
+def test_whatever_a_sampler_is_told_changes_the_id_and_spelling_does_not() -> None:
+    settings_of: dict[str, list[SamplerSettings]] = {
+        "stratified": [
+            SamplerSettings(),
+            SamplerSettings(cost="bit_ops"),
+            SamplerSettings(range=parse_range("avg_bitwidth=2:3")),
+            SamplerSettings(range=parse_range("avg_bitwidth=2:")),
+            SamplerSettings(range=parse_range("weight_bytes=2:3")),
+        ],
+        "one-layer": [SamplerSettings(), SamplerSettings(base=4)],
+        "file": [SamplerSettings(given=((2, 4),)), SamplerSettings(given=((4, 2),))],
+        "neighbours": [SamplerSettings(given=((2, 4),))],
+    }
+    plans = [replace(PLAN, sampler=name, settings=told) for name, several in settings_of.items() for told in several]
+    assert len({plan.plan_id for plan in [PLAN, *plans]}) == 1 + len(plans)
+    for same, as_another in (
+        (("stratified", SamplerSettings()), SamplerSettings(cost="avg_bitwidth")),
+        (
+            ("stratified", SamplerSettings(range=parse_range("avg_bitwidth=2:3"))),
+            SamplerSettings(range=parse_range("avg_bitwidth=2.0:30e-1"), cost="avg_bitwidth"),
+        ),
+        (("one-layer", SamplerSettings()), SamplerSettings(base=8)),
+        (("file", SamplerSettings(given=((2, 4),), source="a")), SamplerSettings(given=((2, 4),), source="b")),
+    ):
+        name, told = same
+        plan = replace(PLAN, sampler=name, settings=told)
+        assert replace(plan, settings=as_another).plan_id == plan.plan_id
+
+
+def test_the_seed_is_in_the_id_of_samplers_that_draw_only() -> None:
+    for name in ("iid", "stratified"):
+        assert replace(PLAN, sampler=name, seed=1).plan_id != replace(PLAN, sampler=name).plan_id
+    for name in ("uniform", "one-layer"):
+        assert replace(PLAN, sampler=name, seed=1).plan_id == replace(PLAN, sampler=name).plan_id
 
 
 def test_the_reference_has_every_layer_at_the_largest_option_and_no_index_of_the_sampler() -> None:

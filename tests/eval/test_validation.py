@@ -15,15 +15,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from qbw_eval import validate_random_bitwidths
 from qbw_eval.checkpoints.read import read_checkpoint
-from qbw_eval.configurations import BitwidthConfiguration, sample
+from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings, sample
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.sources import load_split
 from qbw_eval.engine.tally import Measurement, pack_bits
 from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment
 from qbw_eval.networks.resnet import SHAPES, ResNet
-from qbw_eval.quantization.bitwidths import LayerError, get_bitwidths, set_bitwidths
+from qbw_eval.quantization.bitwidths import LayerError, get_bitwidths, set_bitwidths, trace_layers
 from qbw_eval.quantization.layers import Quantizers
+from qbw_eval.sampling.ranges import parse_range
 from qbw_eval.training import EpochResult
 from qbw_eval.validation import RandomBitwidthsValidation
 from schemas.errors import UsageError
@@ -222,6 +223,66 @@ def test_a_configuration_that_names_no_number_leaves_the_arguments() -> None:
     )
     assert validation is not None
     assert [one.bitwidths for one in validation.configurations] == [(2, 2), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sampler", "count", "told"),
+    [
+        ({"sampler": "stratified", "num_bitwidths": 7}, "stratified", 7, SamplerSettings()),
+        (
+            {"sampler": "stratified", "num_bitwidths": 7, "cost": "bit_ops"},
+            "stratified",
+            7,
+            SamplerSettings(cost="bit_ops"),
+        ),
+        (
+            {"sampler": None, "num_bitwidths": 3, "range": "weight_bytes=:2000", "cost": None, "base": None},
+            "iid",
+            3,
+            SamplerSettings(range=parse_range("weight_bytes=:2000")),
+        ),
+        ({"sampler": "one-layer", "num_bitwidths": 3, "base": 4}, "one-layer", None, SamplerSettings(base=4)),
+        ({"sampler": "uniform", "num_bitwidths": 1}, "uniform", None, SamplerSettings()),
+    ],
+)
+def test_training_draws_what_the_experiments_sampler_draws(
+    asked: dict[str, Any], sampler: str, count: int | None, told: SamplerSettings
+) -> None:
+    settings = {**config(bitwidth_options=[2, 4, 8]), "random_bitwidths": asked}
+    network, batches = small_network(), small_batches()
+    validation = validate_random_bitwidths(network, batches, config=settings, log=lambda _line: None)
+    assert validation is not None
+    table = trace_layers(network, batches[0][0][:1])
+    assert list(validation.configurations) == sample(sampler, table, (2, 4, 8), count, 0, told)
+    assert len(validation.measurements) == len(validation.configurations) > 2
+
+
+def test_what_a_sampler_cannot_do_in_training_is_a_sentence() -> None:
+    settings = {**config(), "random_bitwidths": {"range": "avg_bits"}}
+    with pytest.raises(UsageError, match=r"^random_bitwidths\.range: expected a cost and its lowest and highest value"):
+        validate_random_bitwidths(Toy(), toy_batches(), config=settings, log=lambda _line: None)
+
+
+class Scale(nn.Module):
+    """A quantized layer whose weight is one number a channel, which nobody here knows how to count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5))
+        self.curr_bitwidth = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(1, 2, 3))[:, None] * self.weight * self.curr_bitwidth
+
+
+def test_layers_that_cannot_be_counted_are_validated_by_samplers_that_need_not() -> None:
+    network, batches, told = Scale(), small_batches(), SamplerSettings(cost="weight_bytes")
+    words: dict[str, Any] = {"bitwidth_options": [2, 4], "sampler": "stratified", "log": lambda _line: None}
+    validation = validate_random_bitwidths(network, batches, **words)
+    assert validation is not None
+    assert [one.bitwidths for one in validation.configurations] == [(2,), (4,)]
+    with pytest.raises(UsageError, match=r"^cost weight_bytes: only the number of layers is known here"):
+        validate_random_bitwidths(network, batches, sampler_settings=told, **words)
 
 
 def test_a_method_trained_at_one_bitwidth_is_validated_there() -> None:

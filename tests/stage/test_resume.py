@@ -21,9 +21,10 @@ from qbw_eval import configurations as configurations_module
 from qbw_eval import evaluate as evaluate_module
 from qbw_eval import plan as plan_module
 from qbw_eval.commands import run as run_module
-from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings
 from qbw_eval.evaluate import EvaluationSettings
 from qbw_eval.plan import Plan
+from qbw_eval.sampling.ranges import parse_range
 from qbw_eval.store import RecordStore
 from qbw_eval.verify import verify
 
@@ -58,7 +59,13 @@ def results(records: Path) -> list[dict[str, Any]]:
     """Return the rows in the order of configurations, without when and how fast they were computed."""
     frame = pd.read_parquet(records).sort_values(["plan_id", "config_index"])
     rows: list[dict[str, Any]] = frame.drop(columns=["duration_s", "evaluated_at"]).to_dict("records")
-    return [{key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()} for row in rows]
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return None if value != value else value  # NaN, which would not equal itself
 
 
 # --- what is done is not done again ---------------------------------------------------------------------------------
@@ -97,7 +104,8 @@ def test_what_changes_no_row_is_a_hit(checkpoint: Path, records: Path, tmp_path:
         ("--seed", 5),
         ("--bitwidths", "8,4,2"),
         ("--split", "validation"),
-        ("--sampler", "iid"),
+        ("--sampler", "stratified"),
+        ("--cost", "avg_bitwidth"),
         ("--config", config),
     ):
         assert run(records, *words, *same) == (3, 0), same
@@ -111,7 +119,9 @@ OTHERS: dict[str, tuple[object, ...]] = {
     "bitwidths": ("--bitwidths", "2,4"),
     "more bitwidths": ("--bitwidths", "2,4,8,32"),
     "seed": ("--seed", 6),
-    "sampler": ("--sampler", "uniform"),
+    "sampler": ("--sampler", "iid"),
+    "cost": ("--cost", "bit_ops"),
+    "range": ("--range", "avg_bitwidth=2:7"),
     **{
         f"config: {name}": ("--config", TINY_CONFIG.replace(before, after))
         for name, before, after in (
@@ -173,7 +183,7 @@ def test_another_value_in_the_data_is_another_evaluation(checkpoint: Path, recor
 def test_another_version_of_the_sampler_is_another_evaluation(
     checkpoint: Path, records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = (checkpoint, "--limit", 10, "--num-configs", 2)
+    words = (checkpoint, "--limit", 10, "--num-configs", 2, "--sampler", "iid")
     assert run(records, *words) == (0, 2)
     assert plan_module.VERSIONED_NAMES is configurations_module.VERSIONED_NAMES
     monkeypatch.setitem(plan_module.VERSIONED_NAMES, "iid", "iid/2")
@@ -228,9 +238,11 @@ def test_every_fact_of_a_plan_is_in_its_name_and_the_number_asked_for_is_not() -
         "table": dataclasses.replace(TABLE, layers=TABLE.layers[:1]),
         "data_id": "other data",
         "numerics": "reference/2",
+        "settings": SamplerSettings(range=parse_range("avg_bitwidth=2:3")),
         "repeat": 1,
     }
-    untold = {"count": 6, "num_samples": 11}  # the data say how many there are
+    # The data say how many samples there are, the network what it keeps unquantized.
+    untold = {"count": 6, "num_samples": 11, "unquantized_weight_bytes": 12}
     assert {*changes, *untold} == {field.name for field in dataclasses.fields(Plan)}
     others = [dataclasses.replace(plan, **{name: value}) for name, value in changes.items()]  # type: ignore[arg-type]
     assert len({plan.plan_id, *(other.plan_id for other in others)}) == 1 + len(changes)

@@ -61,10 +61,16 @@ def run(*words: object, records: Path) -> Outcome:
 
 
 def rows_in(records: Path) -> list[dict[str, Any]]:
-    """Return the records, as pandas reads them, in the order of checkpoint and configuration."""
+    """Return the records, as pandas reads them, in the order of checkpoint and configuration; no number is None."""
     frame = pd.read_parquet(records).sort_values(["checkpoint", "config_index"])
     rows: list[dict[str, Any]] = frame.to_dict("records")
-    return [{key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()} for row in rows]
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return None if value != value else value  # NaN, which would not equal itself
 
 
 def without_provenance(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -111,7 +117,7 @@ def test_every_column_is_what_an_independent_computation_says(
         assert row["epoch"] == content["epoch"]
         assert (row["dataset"], row["split"], row["num_samples"]) == ("digits", "validation", 797)
         assert row["data_id"] == split.data_id()
-        assert (row["sampler"], row["seed"]) == ("iid/1", 3)
+        assert (row["sampler"], row["seed"]) == ("stratified/1", 3)
         assert row["config_id"] == hash_by_hand(bitwidths=row["bitwidths"])
         assert row["record_id"] == hash_by_hand(
             bitwidths=row["bitwidths"],
@@ -126,6 +132,13 @@ def test_every_column_is_what_an_independent_computation_says(
         assert set(row["bitwidths"]) <= {2, 4, 8}
         costs = costs_by_counting(row["bitwidths"], layers, 8)
         assert {name: row[name] for name in costs} == costs
+        floats = sum(t.numel() for t in content["model_state_dict"].values() if t.is_floating_point())
+        assert row["unquantized_weight_bytes"] == 4 * (floats - sum(layer["weights"] for layer in layers))
+        number = row["config_index"]  # the three uniform ones, then the middle, a quarter, three quarters
+        assert row["target"] == (None, None, None, 5.0, 3.5, 6.5)[number]
+        assert row["target_cost"] == (None if number < 3 else "avg_bitwidth")
+        assert number >= 3 or set(row["bitwidths"]) == {(2, 4, 8)[number]}
+        assert number < 3 or abs(row["avg_bitwidth"] - row["target"]) <= 1 / len(layers)
         # result: the network itself, one forward a batch of the experiment's size
         model = load_network(read_checkpoint(path).experiment, content["model_state_dict"], "here")
         hits, losses, agreements = [], [], []
@@ -154,7 +167,10 @@ def test_every_column_is_what_an_independent_computation_says(
         assert began <= row["evaluated_at"] <= ended
         assert row["qbw_version"] == importlib.metadata.version("qbw")
         assert row["torch_version"] == torch.__version__
-        assert json.loads(row["extras_json"]) == {"val_acc": content["val_acc"]}
+        assert json.loads(row["extras_json"]) == {
+            "val_acc": content["val_acc"],
+            "sampler_settings": {"cost": "avg_bitwidth"},
+        }
     assert len({row["record_id"] for row in rows}) == len(rows)
     assert len({row["model_id"] for row in rows}) == len({row["plan_id"] for row in rows}) == 1
 
@@ -310,7 +326,7 @@ def test_uniform_gives_every_layer_the_same_bits_and_says_that_no_more_exist(
     tiny_checkpoints: Path, records: Path
 ) -> None:
     path = tiny_checkpoints / "epoch_003.pt"
-    outcome = run(path, "--sampler", "uniform", "--limit", 8, records=records)
+    outcome = run(path, "--sampler", "uniform", "--limit", 8, "--num-configs", 6, records=records)
     rows = rows_in(records)
     assert [row["bitwidths"] for row in rows] == [[bits] * 8 for bits in (2, 4, 8)]
     assert [row["relative_bit_ops"] for row in rows] == [4 / 64, 16 / 64, 1.0]

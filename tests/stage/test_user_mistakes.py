@@ -301,7 +301,10 @@ MISTAKES: dict[str, Mistake] = {
         run(good, "--seed", "-1"), "Invalid value for '--seed': -1 is not in the range 0<=x<=9223372036854775807.", 2
     ),
     "--sampler lhs": Mistake(
-        run(good, "--sampler", "lhs"), "Invalid value for '--sampler': 'lhs' is not one of 'iid', 'uniform'.", 2
+        run(good, "--sampler", "lhs"),
+        "Invalid value for '--sampler': 'lhs' is not one of 'stratified', 'iid', 'uniform', 'one-layer', 'neighbours', "
+        "'file'.",
+        2,
     ),
     "--bitwidths garbage": Mistake(
         run(good, "--bitwidths", "2;4"),
