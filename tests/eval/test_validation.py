@@ -453,7 +453,7 @@ def test_evaluating_a_checkpoint_gives_the_very_accuracies_that_training_logged(
         checkpoint = read_checkpoint(result.checkpoint)
         asked = demo_experiment.random_bitwidths
         settings = EvaluationSettings(
-            sampler=asked.sampler,
+            sampler=asked.sampler or "iid",  # which training draws with, where the experiment does not say
             num_configs=asked.num_bitwidths,
             seed=asked.seed,
             bitwidths=None,
