@@ -26,6 +26,7 @@ from qbw_eval.networks.build import load_network, with_layer_options
 from qbw_eval.networks.factory import check_settable, running
 from qbw_eval.networks.facts import choices_of_ours, network_facts
 from qbw_eval.plan import Plan
+from qbw_eval.quantization.bitwidths import unquantized_weight_bytes
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
 from qbw_eval.settings.model import FactoryModel
@@ -129,6 +130,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         num_samples=len(split),
         numerics=choice.engine.numerics + ("+tf32" if settings.tf32 else ""),
         count=settings.num_configs,
+        unquantized_weight_bytes=unquantized_weight_bytes(network),
     )
     return Evaluation(
         checkpoint=checkpoint,
