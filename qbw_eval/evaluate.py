@@ -4,14 +4,13 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
@@ -19,7 +18,8 @@ from qbw_eval.data.batches import Batch, Batches, batches_on
 from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.split import Split
 from qbw_eval.engine.choose import Engine, choose_engine
-from qbw_eval.engine.tally import Measurement, Tally, predictions_of
+from qbw_eval.engine.comparison import Comparison
+from qbw_eval.engine.tally import Measurement, Measures, Tally
 from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory
 from qbw_eval.nested import bytes_of, samples, to_device
 from qbw_eval.networks.build import load_network, with_layer_options
@@ -49,6 +49,7 @@ class EvaluationSettings:
         memory: bytes that data on the device, weights and activations may take together; None for a quarter of what is
             free.
         tf32: allow TensorFloat-32 on CUDA, which changes results and so the rows' identity.
+        measures: what is measured beside accuracy and loss; it changes no result and so no row's identity.
     """
 
     sampler: str
@@ -60,6 +61,7 @@ class EvaluationSettings:
     engine: str
     memory: int | None = None
     tf32: bool = False
+    measures: Measures = field(default_factory=Measures)
 
     @property
     def budget(self) -> MemoryBudget:
@@ -183,8 +185,9 @@ def evaluate(
 ) -> Iterator[pa.Table]:
     """Yield the rows of each chunk, in the schema of `schemas.records`; a chunk is asked for when its turn has come.
 
-    Each batch meets every configuration of a chunk. The reference configuration's predictions are computed once, with
-    the first chunk. Where memory runs out the batch is halved, and the chunk begins anew.
+    Each batch meets every configuration of a chunk. What the reference configuration makes of the data is computed with
+    the first chunk, and kept for the others where there is room. Where memory runs out the batch is halved, and the
+    chunk begins anew.
 
     Args:
         evaluation: what to run.
@@ -209,7 +212,9 @@ def evaluate(
                 with running(model, failing):
                     batch_size = batch_size or _batch_size(evaluation, chunk, tell)
                     data = data or _Data.of(evaluation, batch_size)
-                    measurements = measure(evaluation.engine, data.batches, chunk, data.reference, counted)
+                    measurements = measure(
+                        evaluation.engine, data.batches, chunk, data.reference, counted, evaluation.settings.measures
+                    )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -231,18 +236,24 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Data:
-    """The batches, and the classes that the reference configuration predicts for each."""
+    """The batches, and what configurations are compared with on each; None where nothing is compared."""
 
     batches: Batches
-    reference: Sequence[Tensor]
+    reference: Comparison | None
 
     @classmethod
     def of(cls, evaluation: Evaluation, batch_size: int) -> "_Data":
         """Make batches; all of them are on a GPU at once where the budget allows it."""
-        split, settings = evaluation.split, evaluation.settings
-        resident = settings.device.type == "cpu" or bytes_of(split.inputs) <= evaluation.budget.data
+        split, settings, budget = evaluation.split, evaluation.settings, evaluation.budget
+        on_gpu = settings.device.type != "cpu"
+        size = bytes_of(split.inputs)
+        resident = not on_gpu or size <= budget.data
         batches = batches_on(split, batch_size, settings.device, resident=resident)
-        return cls(batches, predict(evaluation.engine, batches, evaluation.plan.reference))
+        if not settings.measures.comparisons:
+            return cls(batches, None)
+        # What the samples leave of their share of the budget; on the CPU they lie in memory anyway.
+        limit = budget.data - (size if on_gpu and resident else 0)
+        return cls(batches, Comparison(evaluation.engine, evaluation.plan.reference, limit, kl=settings.measures.kl))
 
 
 def _samples(count: int) -> str:
@@ -293,8 +304,9 @@ def measure(
     engine: Engine,
     batches: Iterable[Batch],
     configurations: Sequence[BitwidthConfiguration],
-    reference: Sequence[Tensor] | None = None,
+    reference: Comparison | None = None,
     advance: Callable[[int], object] = lambda _samples: None,
+    measures: Measures | None = None,
 ) -> list[Measurement]:
     """Return what each configuration scores on the batches.
 
@@ -304,26 +316,20 @@ def measure(
         engine: what computes logits.
         batches: in data order, on the engine's device.
         configurations: N configurations.
-        reference: per batch, the (N,) classes to measure agreement against.
+        reference: what they are compared with.
         advance: told how many samples every configuration has just met, once a batch.
+        measures: what is measured; all that `Measures` does unless told otherwise.
     """
-    tallies = [Tally() for _ in configurations]
+    tallies = [Tally(measures or Measures()) for _ in configurations]
     with torch.no_grad():
         for number, batch in enumerate(batches):
+            compared = None if reference is None else reference.of(number, batch)
             # Closed even where a tally fails, or the network would keep this configuration's bits.
             with closing(engine.logits(batch.inputs, configurations)) as results:
                 for position, logits in results:
-                    tallies[position].update(logits, batch.labels, reference[number] if reference else None)
+                    tallies[position].update(logits, batch.labels, compared)
             advance(len(batch.labels))
     return [tally.finish() for tally in tallies]
-
-
-def predict(engine: Engine, batches: Iterable[Batch], configuration: BitwidthConfiguration) -> list[Tensor]:
-    """Return, per batch, the (N,) classes that one configuration predicts, on the engine's device."""
-    with torch.no_grad():
-        return [
-            predictions_of(logits) for batch in batches for _, logits in engine.logits(batch.inputs, [configuration])
-        ]
 
 
 def _provenance(evaluation: Evaluation) -> Provenance:
