@@ -19,6 +19,7 @@ from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import Split, SplitName
+from qbw_eval.engine.tally import Measures, has_top5
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, WithoutNetwork, load_evaluation_file
 from qbw_eval.memory import keep_freed_memory
@@ -43,6 +44,8 @@ class RunOptions:
     limit: int | None
     split: SplitName
     engine: str
+    skip: frozenset[str] | None
+    per_class: bool
     memory: int | None
     data_root: Path | None
     tf32: bool
@@ -176,6 +179,7 @@ def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device)
         engine=options.engine,
         memory=options.memory,
         tf32=options.tf32 and device.type == "cuda",
+        measures=Measures(per_class=options.per_class, **dict.fromkeys(options.skip or (), False)),
     )
 
 
@@ -196,6 +200,7 @@ def _run_one(
     elif total < plan.count:
         _tell(f"{checkpoint.path}: {plan.count} configurations of {list(plan.options)} asked for, only {total} exist")
     done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
+    _tell_what_is_lacking(evaluation, store, told)
     accuracies: list[float] = []
     if not options.dry_run:
         store.add_layers(plan.table)  # before any work, so that a folder that cannot be written is told at once
@@ -227,6 +232,26 @@ def _run_one(
         max_accuracy=max(accuracies, default=None),
         val_acc=checkpoint.val_acc,
     )
+
+
+def _tell_what_is_lacking(evaluation: Evaluation, store: RecordStore, told: set[str]) -> None:
+    """Say, once for all checkpoints, what was not measured for rows that are there and would be now."""
+    measures, plan = evaluation.settings.measures, evaluation.plan
+    wanted = {
+        "agreement": measures.agreement,
+        "correct_mask": measures.mask,
+        "kl_divergence": measures.kl,
+        "top5_correct": measures.top5 and has_top5(evaluation.split.num_classes),
+        "correct_per_class": measures.per_class,
+    }
+    lacking = store.lacking(evaluation.checkpoint.sha256, plan.plan_id) & {name for name in wanted if wanted[name]}
+    sentence = (
+        f"rows that are there have no {', '.join(sorted(lacking))}, which was not measured for them, and stay as they "
+        "are; --no-resume evaluates all of it again"
+    )
+    if lacking and sentence not in told:
+        _tell(sentence)
+        told.add(sentence)
 
 
 def _claimed_chunks(

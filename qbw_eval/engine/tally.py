@@ -11,9 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SKIPPABLE = ("agreement", "kl", "mask", "top5")
-"""Measurements that are made unless they are switched off."""
-
 _TOP = 5
 _CLASSES_WITHOUT_TOP5 = 10
 """Of so few classes, five are half: being among them says nothing."""
@@ -71,6 +68,11 @@ class Measurement:
     def accuracy(self) -> float:
         """Correct / num_samples."""
         return self.correct / self.num_samples
+
+
+def has_top5(classes: int) -> bool:
+    """Return whether so many classes are enough for the 5 likeliest of them to say something."""
+    return classes > _CLASSES_WITHOUT_TOP5
 
 
 def predictions_of(logits: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ class Tally:
         self._add("loss", F.nll_loss(logarithms, labels, reduction="sum"))
         if self.measures.mask:
             self._hits.append(hits)
-        if self.measures.top5 and logits.shape[1] > _CLASSES_WITHOUT_TOP5:
+        if self.measures.top5 and has_top5(logits.shape[1]):
             self._add("top5_correct", among_top5(logits, labels, predictions).sum())
         if self.measures.per_class:
             nothing = torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device)
