@@ -1,5 +1,7 @@
 """The reference configuration's results, batch by batch: kept within a limit of memory, else computed again."""
 
+from contextlib import closing
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,6 @@ class Comparison:
         return Compared.of(kept) if self._kl else Compared(kept)
 
     def _computed(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            ((_, logits),) = self._engine.logits(batch.inputs, self._configurations)
-        return logits.clone() if self._kl else predictions_of(logits)  # an engine may use the memory again
+        with torch.no_grad(), closing(self._engine.logits(batch.inputs, self._configurations)) as results:
+            _, logits = next(results)
+            return logits.clone() if self._kl else predictions_of(logits)  # the engine may use the memory again

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from stage_references import contents, one_thread, qbw_eval
+from stage_references import contents, one_thread, qbw_eval, without_nan
 from store_helpers import TABLE
 
 from qbw_eval import configurations as configurations_module
@@ -57,8 +57,7 @@ def run(records: Path, *words: object) -> tuple[int, int]:
 def results(records: Path) -> list[dict[str, Any]]:
     """Return the rows in the order of configurations, without when and how fast they were computed."""
     frame = pd.read_parquet(records).sort_values(["plan_id", "config_index"])
-    rows: list[dict[str, Any]] = frame.drop(columns=["duration_s", "evaluated_at"]).to_dict("records")
-    return [{key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()} for row in rows]
+    return without_nan(frame.drop(columns=["duration_s", "evaluated_at"]))
 
 
 # --- what is done is not done again ---------------------------------------------------------------------------------
@@ -99,6 +98,9 @@ def test_what_changes_no_row_is_a_hit(checkpoint: Path, records: Path, tmp_path:
         ("--split", "validation"),
         ("--sampler", "iid"),
         ("--config", config),
+        ("--skip", "kl,mask"),
+        ("--per-class",),
+        ("--memory", "1GB"),
     ):
         assert run(records, *words, *same) == (3, 0), same
     assert run(records, copy, *words[1:]) == (3, 0), "the bytes count, not the name"
@@ -230,7 +232,8 @@ def test_every_fact_of_a_plan_is_in_its_name_and_the_number_asked_for_is_not() -
         "numerics": "reference/2",
         "repeat": 1,
     }
-    untold = {"count": 6, "num_samples": 11}  # the data say how many there are
+    # The data say how many samples there are, the network what it keeps unquantized.
+    untold = {"count": 6, "num_samples": 11, "unquantized_weight_bytes": 12}
     assert {*changes, *untold} == {field.name for field in dataclasses.fields(Plan)}
     others = [dataclasses.replace(plan, **{name: value}) for name, value in changes.items()]  # type: ignore[arg-type]
     assert len({plan.plan_id, *(other.plan_id for other in others)}) == 1 + len(changes)
