@@ -1,6 +1,7 @@
 """`qbw-eval inspect`: what a checkpoint's network consists of and what its configurations can cost."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class InspectedLayer:
 def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
     """Print the layer table, the options, the number of configurations and the range of each cost."""
     checkpoint = read_checkpoint(path, load_evaluation_file(config) if config else None, needs_data=False)
+    for remark in checkpoint.remarks:
+        print(remark, file=sys.stderr)
     network = load_network(checkpoint.experiment, checkpoint.state, str(path))
     checkpoint = replace(checkpoint, experiment=with_layer_options(checkpoint.experiment, network))
     table = _table_of(checkpoint, network)

@@ -46,6 +46,7 @@ def network_from_factory(model: FactoryModel) -> nn.Module:
             f"model.factory: {model.factory}: returned an object of type {type(network).__name__}; expected the "
             "network, a torch.nn.Module"
         )
+    _check_layers(network, model)
     try:
         _translate(network, model.bitwidth_attribute, setter)
     except TypeError as error:
@@ -53,13 +54,27 @@ def network_from_factory(model: FactoryModel) -> nn.Module:
             f"model.bitwidth_attribute: {model.factory}: its layers cannot be adapted ({error}); give them an "
             f"attribute {CURRENT_BITS} instead"
         ) from None
-    if not quantized_layers(network):
-        names = " and ".join(model.bitwidth_attribute)
+    return network.eval()
+
+
+def _has_bits(module: nn.Module, names: Sequence[str]) -> bool:
+    return all(isinstance(getattr(module, name, None), Integral) for name in names)
+
+
+def _check_layers(network: nn.Module, model: FactoryModel) -> None:
+    """Check that there are quantized layers, and no module that only the rest of the code would take for one."""
+    names = " and ".join(model.bitwidth_attribute)
+    if not any(_has_bits(module, model.bitwidth_attribute) for module in network.modules()):
         raise UserCodeError(
             f"model.factory: {model.factory}: none of the {sum(1 for _ in network.modules())} modules of its network "
             f"has {names} as a whole number; name what holds a layer's bits with model.bitwidth_attribute"
         )
-    return network.eval()
+    for name, module in quantized_layers(network).items():
+        if not _has_bits(module, model.bitwidth_attribute):
+            raise UserCodeError(
+                f"model.bitwidth_attribute: {model.factory}: module {name!r} has {CURRENT_BITS}, by which quantized "
+                f"layers are known, but not {names}; name {CURRENT_BITS} too, or call it something else there"
+            )
 
 
 def _translate(network: nn.Module, names: Sequence[str], setter: Callable[[nn.Module, int], object] | None) -> None:
@@ -68,7 +83,7 @@ def _translate(network: nn.Module, names: Sequence[str], setter: Callable[[nn.Mo
         return
     subclasses: dict[type[nn.Module], type[nn.Module]] = {}
     for module in network.modules():
-        if all(isinstance(getattr(module, name, None), Integral) for name in names):
+        if _has_bits(module, names):
             kind = type(module)
             if kind not in subclasses:
                 subclasses[kind] = _translating(kind, names, setter)

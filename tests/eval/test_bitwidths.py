@@ -298,7 +298,8 @@ def test_no_quantizer_looks_at_values_that_the_meta_device_has_not() -> None:
     for weight in ("dorefa", "dorefa_scaled", "lsq", "lsqplus"):
         quantizers = Quantizers(options=(2, 4), weight=weight, activation="lsqplus", weight_normalization=True)  # type: ignore[arg-type]  # they are among those
         network = ResNet(SHAPES["resnet8"], quantizers, width=4, in_channels=3, num_classes=2)
-        assert trace_layers_on_meta(network, (3, 9, 9)) == trace_layers(network, torch.rand(1, 3, 9, 9))
+        sample = torch.rand(1, 3, 9, 9)
+        assert trace_layers_on_meta(network, sample) == trace_layers(network, sample)
 
 
 def test_what_is_kept_beside_the_quantized_weights_by_hand() -> None:

@@ -180,28 +180,26 @@ MISTAKES: dict[str, Mistake] = {
     "another width": Mistake(
         run(wider),
         "bad.pt: its weights do not fit the network that its configuration describes: conv1.weight: is (4, "
-        "1, 3, 3) in the checkpoint, (8, 1, 3, 3) in the network; was it saved from another width, number of "
-        "classes or clipping?; bn1.weight: is (4,) in the checkpoint, (8,) in the network; was it saved from "
-        "another width, number of classes or clipping?; bn1.bias: is (4,) in the checkpoint, (8,) in the "
-        "network; was it saved from another width, number of classes or clipping?; bn1.running_mean: is (4,) "
-        "in the checkpoint, (8,) in the network; was it saved from another width, number of classes or "
-        "clipping?; bn1.running_var: is (4,) in the checkpoint, (8,) in the network; was it saved from "
-        "another width, number of classes or clipping?; and 41 more",
+        "1, 3, 3) in the checkpoint, (8, 1, 3, 3) in the network; bn1.weight: is (4,) in the checkpoint, (8,) in the "
+        "network; bn1.bias: is (4,) in the checkpoint, (8,) in the network; bn1.running_mean: is (4,) "
+        "in the checkpoint, (8,) in the network; bn1.running_var: is (4,) in the checkpoint, (8,) in the network; "
+        "and 41 more; was it saved from another width, number of classes or clipping?",
     ),
     "unknown layer": Mistake(
         run(lambda p: p.weights(layer9__weight=torch.zeros(1))),
         "bad.pt: its weights do not fit the network that its configuration describes: layer9.weight: not in "
-        "the network",
+        "the network; was it saved from another network, or another version of its code?",
     ),
     "missing layer": Mistake(
         run(lambda p: p.weights(layer1__0__conv1__weight=None)),
         "bad.pt: its weights do not fit the network that its configuration describes: layer1.0.conv1.weight: "
-        "missing from the checkpoint",
+        "missing from the checkpoint; was it saved from another network, or another version of its code?",
     ),
     "whole-number weights": Mistake(
         run(lambda p: p.weights(conv1__weight=torch.zeros(4, 1, 3, 3, dtype=torch.int64))),
         "bad.pt: its weights do not fit the network that its configuration describes: conv1.weight: is "
-        "torch.int64 in the checkpoint, torch.float32 in the network",
+        "torch.int64 in the checkpoint, torch.float32 in the network; weights are floating-point numbers here; "
+        "was it saved from a network converted to whole numbers?",
     ),
     "no epoch": Mistake(
         run(lambda p: p.checkpoint(without="epoch")), "bad.pt: 'epoch' must be a whole number from 0, found None"
