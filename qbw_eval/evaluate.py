@@ -121,7 +121,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _too_little_memory(checkpoint, settings.device) from None
+        raise too_little_memory(checkpoint, settings.device) from None
     plan = Plan(
         sampler=settings.sampler,
         seed=settings.seed,
@@ -150,7 +150,8 @@ def _probed(split: Split, device: torch.device) -> Any:
     return to_device(samples(split.inputs, slice(_PROBED_SAMPLES)), device)
 
 
-def _too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError:
+def too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError:
+    """Return the error of a device on which not one sample fits."""
     return QBWError(
         f"{checkpoint.path}: {device} has not memory enough for one sample; free some, or use another --device"
     )
@@ -200,7 +201,7 @@ def evaluate(
         DataError: the data have changed on the disk meanwhile.
         QBWError: there is not memory enough for one sample.
     """
-    plan, provenance = evaluation.plan, _provenance(evaluation)
+    plan, provenance = evaluation.plan, provenance_of(evaluation)
     model, failing = evaluation.checkpoint.experiment.model, f"{evaluation.checkpoint.path}: its network fails"
     batch_size: int | None = None
     data: _Data | None = None
@@ -211,7 +212,7 @@ def evaluate(
             counted = _Counted(advance, len(chunk) / len(evaluation.split))
             try:
                 with running(model, failing):
-                    batch_size = batch_size or _batch_size(evaluation, chunk, tell)
+                    batch_size = batch_size or batch_size_for(evaluation, chunk, tell)
                     data = data or _Data.of(evaluation, batch_size)
                     measurements = measure(
                         evaluation.engine, data.batches, chunk, data.reference, counted, evaluation.settings.measures
@@ -221,7 +222,7 @@ def evaluate(
                     raise
                 batch_size = (batch_size or _wanted_batch_size(evaluation)) // 2
                 if batch_size == 0:
-                    raise _too_little_memory(evaluation.checkpoint, evaluation.settings.device) from None
+                    raise too_little_memory(evaluation.checkpoint, evaluation.settings.device) from None
                 tell(f"out of memory on {evaluation.settings.device}: going on with batches of {_samples(batch_size)}")
                 data = None
                 counted.take_back()
@@ -246,16 +247,23 @@ class _Data:
     @classmethod
     def of(cls, evaluation: Evaluation, batch_size: int) -> "_Data":
         """Make batches; all of them are on a GPU at once where the budget allows it."""
-        split, settings, budget = evaluation.split, evaluation.settings, evaluation.budget
-        on_gpu = settings.device.type != "cpu"
-        size = bytes_of(split.inputs)
-        resident = not on_gpu or size <= budget.data
-        batches = batches_on(split, batch_size, settings.device, resident=resident)
-        if not settings.measures.comparisons:
-            return cls(batches, None)
-        # What the samples leave of their share of the budget; on the CPU they lie in memory anyway.
-        limit = budget.data - (size if on_gpu and resident else 0)
-        return cls(batches, Comparison(evaluation.engine, evaluation.plan.reference, limit, kl=settings.measures.kl))
+        split, settings = evaluation.split, evaluation.settings
+        resident = settings.device.type == "cpu" or bytes_of(split.inputs) <= evaluation.budget.data
+        return cls(batches_on(split, batch_size, settings.device, resident=resident), comparison_of(evaluation))
+
+
+def comparison_of(evaluation: Evaluation) -> Comparison | None:
+    """Return what configurations are compared with; None where nothing is.
+
+    What the samples on a GPU leave of their share of the budget is for its results; on the CPU they lie in memory
+    anyway.
+    """
+    budget, measures = evaluation.budget, evaluation.settings.measures
+    if not measures.comparisons:
+        return None
+    size = 0 if evaluation.settings.device.type == "cpu" else bytes_of(evaluation.split.inputs)
+    limit = budget.data - size if size <= budget.data else budget.data
+    return Comparison(evaluation.engine, evaluation.plan.reference, limit, kl=measures.kl)
 
 
 def _samples(count: int) -> str:
@@ -266,7 +274,7 @@ def _wanted_batch_size(evaluation: Evaluation) -> int:
     return min(evaluation.settings.batch_size, len(evaluation.split))
 
 
-def _batch_size(
+def batch_size_for(
     evaluation: Evaluation, configurations: Sequence[BitwidthConfiguration], tell: Callable[[str], object]
 ) -> int:
     """Return the batch size asked for, or a fitting one where so many do not fit into the budget.
@@ -334,7 +342,8 @@ def measure(
     return [tally.finish() for tally in tallies]
 
 
-def _provenance(evaluation: Evaluation) -> Provenance:
+def provenance_of(evaluation: Evaluation) -> Provenance:
+    """Return what all rows of an evaluation say about where they came from."""
     checkpoint, device = evaluation.checkpoint, evaluation.settings.device
     return Provenance(
         experiment=checkpoint.experiment.experiment,

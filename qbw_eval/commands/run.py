@@ -15,6 +15,7 @@ from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.commands.dry_run import DryRun
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
@@ -88,7 +89,9 @@ def run_command(options: RunOptions) -> None:
     allow_tf32(options.tf32)
     keep_freed_memory()
     store = RecordStore(options.records)
-    store.sweep()
+    if not options.dry_run:
+        store.sweep()
+    dry_run = DryRun() if options.dry_run else None
     earlier = signal.signal(signal.SIGTERM, _terminate)
     outcomes: list[Outcome] = []
     failed: list[Path] = []
@@ -97,6 +100,9 @@ def run_command(options: RunOptions) -> None:
     try:
         for evaluation in _evaluations(paths, instead, options, device, store, failed):
             outcomes.append(_run_one(evaluation, store, options, committed, told))
+            if dry_run is not None:
+                plan = evaluation.plan
+                dry_run.add(evaluation, plan.chunks(store.done(evaluation.checkpoint.sha256, plan.plan_id)))
     except (KeyboardInterrupt, _TerminatedError) as stop:
         sentence = (
             f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
@@ -108,7 +114,7 @@ def run_command(options: RunOptions) -> None:
         raise error(sentence) from None
     finally:
         signal.signal(signal.SIGTERM, earlier)
-    _print(outcomes, options)
+    _print(outcomes, options, dry_run)
     if failed:
         raise QBWError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated; the sentences above say why")
 
@@ -279,10 +285,11 @@ def _tell(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def _print(outcomes: list[Outcome], options: RunOptions) -> None:
-    """Print the outcomes on stdout, and where the rows are."""
+def _print(outcomes: list[Outcome], options: RunOptions, dry_run: DryRun | None) -> None:
+    """Print the outcomes on stdout, and where the rows are; or would be, and what that would take."""
     if options.as_json:
-        print(json.dumps({"records": str(options.records), "checkpoints": [asdict(o) for o in outcomes]}, indent=2))
+        told = {"records": str(options.records), "checkpoints": [asdict(o) for o in outcomes]}
+        print(json.dumps(told | ({"forecast": dry_run.as_dict(options.records)} if dry_run else {}), indent=2))
         return
     training_said = any(o.val_acc is not None for o in outcomes)
     print_table(
@@ -310,7 +317,8 @@ def _print(outcomes: list[Outcome], options: RunOptions) -> None:
     )
     done, now = sum(o.done_before for o in outcomes), sum(o.evaluated_now for o in outcomes)
     missing = sum(o.configurations for o in outcomes) - done - now
-    if options.dry_run:
+    if dry_run is not None:
+        print("".join(f"{line}\n" for line in dry_run.lines(options.records)), end="")
         print(f"Dry run: {missing} configurations would be evaluated; {done} are in {options.records}.")
     elif now == 0:
         print(f"Nothing to do: all {done} rows are in {options.records}.")

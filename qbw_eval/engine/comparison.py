@@ -21,13 +21,14 @@ class Comparison:
         kl: keep logits, from which divergences are computed; else the predicted classes do.
 
     Attributes:
+        limit: as given.
         kept_bytes: how much is kept so far.
     """
 
     def __init__(self, engine: Engine, configuration: BitwidthConfiguration, limit: int, *, kl: bool) -> None:
         self._engine = engine
         self._configurations = [configuration]
-        self._limit, self._kl = limit, kl
+        self.limit, self._kl = limit, kl
         self._kept: dict[int, Tensor] = {}
         self.kept_bytes = 0
 
@@ -36,7 +37,7 @@ class Comparison:
         kept = self._kept.get(number)
         if kept is None:
             kept = self._computed(batch)
-            if self.kept_bytes + kept.nbytes <= self._limit:
+            if self.kept_bytes + kept.nbytes <= self.limit:
                 self._kept[number] = kept
                 self.kept_bytes += kept.nbytes
         return Compared.of(kept) if self._kl else Compared(kept)
