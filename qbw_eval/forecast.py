@@ -1,8 +1,9 @@
 """What a run would take, before it runs: time from a short probe, disk from an encoded part, memory as it is bounded.
 
 The probe runs the very code that an evaluation runs, on a chunk as it would be evaluated: what configurations share
-makes a whole chunk cheaper than as many single ones. It begins with one sample and doubles, so that it needs seconds
-only, however large the network.
+makes a whole chunk cheaper than as many single ones. It begins with one sample and goes on to larger batches
+while there is time, so that it needs seconds only, however large the network. What a batch takes is a constant and so
+much a sample; the two are told apart by the last two batches.
 """
 
 import time
@@ -25,7 +26,11 @@ from schemas import records
 from schemas.parts import encode_part
 
 _PROBE_S = 2.0
-"""About as long as one likes to wait for a forecast; one sample may take longer."""
+"""About as long as one likes to wait for a forecast; no batch begins that would, if it took as long as the one before,
+end later."""
+
+_GROWTH = 4
+"""How many times as large the next batch of a probe is at least."""
 
 Configurations = Sequence[BitwidthConfiguration]
 
@@ -37,6 +42,7 @@ class Probe:
     Attributes:
         samples, configurations: how many met.
         seconds: that took, measurements included.
+        constant_s: how many of them a batch takes whatever its size; 0 <= constant_s <= seconds.
         starting_s: what comes once, above all the weights quantized for the first time.
         reference_s: the reference configuration on those samples, alone; it runs once too.
         reference_bytes: what is kept of its results.
@@ -47,7 +53,8 @@ class Probe:
     samples: int
     configurations: int
     seconds: float
-    starting_s: float
+    constant_s: float = 0.0
+    starting_s: float = 0.0
     reference_s: float
     reference_bytes: int
     batch_size: int
@@ -55,8 +62,21 @@ class Probe:
 
     def seconds_for(self, samples: int, configurations: int) -> float:
         """Return what so many configurations on so many samples would take at this speed."""
-        passes = configurations * self.seconds / self.configurations + self.reference_s
-        return self.starting_s + passes * samples / self.samples
+        passes = configurations / self.configurations + self.reference_s / self.seconds
+        return self.starting_s + passes * sum(
+            count * self.seconds_of(size)
+            for size, count in ((self.batch_size, samples // self.batch_size), (samples % self.batch_size, 1))
+            if size and count
+        )
+
+    def seconds_of(self, samples: int) -> float:
+        """Return what one batch of so many samples would take."""
+        return self.constant_s + (self.seconds - self.constant_s) * samples / self.samples
+
+    def after(self, smaller: "Probe") -> "Probe":
+        """Return this with its constant share, from what a batch of fewer samples took."""
+        a_sample = (self.seconds - smaller.seconds) / (self.samples - smaller.samples)
+        return replace(self, constant_s=min(max(self.seconds - a_sample * self.samples, 0.0), self.seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +142,21 @@ def forecast_of(evaluation: Evaluation, chunks: Sequence[Configurations], probe:
 
 
 def _probe(evaluation: Evaluation, chunk: Configurations) -> Probe:
-    """Run a chunk on 1, 2, 4, ... samples, up to a batch, while there is time."""
+    """Run a chunk on more and more samples, up to a batch, while there is time."""
     batch_size = batch_size_for(evaluation, chunk, lambda _sentence: None)
     begun = time.perf_counter()
     first = _run(evaluation, chunk, 1, batch_size)
     found = _run(evaluation, chunk, 1, batch_size)
     starting_s = max(0.0, first.seconds + first.reference_s - found.seconds - found.reference_s)
     while found.samples < batch_size:
-        count = min(2 * found.samples, batch_size)
-        growth = count / found.samples
-        if time.perf_counter() - begun + growth * (found.seconds + found.reference_s) > _PROBE_S:
+        left = (_PROBE_S - (time.perf_counter() - begun)) / found.seconds  # in batches like the last
+        if left < 1:
             break
+        # As many samples as there is time for; and at least so many that what a batch takes by itself shows. Of a small
+        # network they take hardly longer.
+        count = min(int(max(left, _GROWTH) * found.samples), batch_size)
         try:
-            found = _run(evaluation, chunk, count, batch_size)
+            found = _run(evaluation, chunk, count, batch_size).after(found)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -163,7 +185,6 @@ def _run(evaluation: Evaluation, chunk: Configurations, samples: int, batch_size
         samples=samples,
         configurations=len(chunk),
         seconds=time.perf_counter() - between,
-        starting_s=0.0,
         reference_s=between - begun,
         reference_bytes=comparison.kept_bytes if comparison else 0,
         batch_size=batch_size,
