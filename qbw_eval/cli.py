@@ -104,7 +104,7 @@ def cli(context: click.Context) -> None:
 @click.option("--data-root", type=click.Path(path_type=Path), help=_DATA_ROOT_HELP)
 @click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
 @click.option("--resume/--no-resume", default=True, help="Skip what is in the records; or evaluate all of it again.")
-@click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and what it takes; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option("--verbose", "-v", is_flag=True, help="Print every configuration as it is finished.")
