@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qbw_eval.data.errors import DataError
+from qbw_eval.data.errors import DataError, described
 from qbw_eval.data.inputs import checked_inputs
 from qbw_eval.data.labels import checked_labels
 from qbw_eval.data.room import check_room
@@ -50,7 +50,7 @@ def read_factory(settings: DataSettings, name: str, limit: int | None = None) ->
         for number, batch in enumerate(_batches(settings, name)):
             place = f"{where}: batch {number}"
             if not isinstance(batch, tuple | list) or len(batch) < 2:
-                raise UserCodeError(f"{place} is {_shown(batch)}; {_EXPECTED}")
+                raise UserCodeError(f"{place} is {described(batch)}; {_EXPECTED}")
             one, its_labels = _one_batch(batch[0], batch[1], inputs[0] if inputs else None, place)
             inputs.append(one)
             labels.append(its_labels)
@@ -73,7 +73,7 @@ def _batches(settings: DataSettings, name: str) -> Iterator[Any]:
     try:
         iterator = iter(result)
     except TypeError:
-        raise UserCodeError(f"data.factory: {settings.factory}: returned {_shown(result)}; {_EXPECTED}") from None
+        raise UserCodeError(f"data.factory: {settings.factory}: returned {described(result)}; {_EXPECTED}") from None
     while True:
         with _theirs(settings):
             try:
@@ -101,7 +101,7 @@ def _one_batch(inputs: object, labels: object, first: Any, where: str) -> tuple[
     tensors = tensors_in(one)
     labels = _as_tensor(labels)
     if not isinstance(labels, Tensor):
-        raise DataError(f"{where}: labels are {_shown(labels)}; expected a tensor")
+        raise DataError(f"{where}: labels are {described(labels)}; expected a tensor")
     numbers = checked_labels(labels, len(tensors[0]), where).clone()
     if first is None:
         return one, numbers
@@ -138,10 +138,3 @@ def _filled(like: Any, tensors: list[Tensor]) -> Any:
 
 def _places(inputs: Any) -> str:
     return ", ".join(place or "one tensor" for place, _ in places(inputs))[:200]
-
-
-def _shown(value: object) -> str:
-    """Return what a value is, in words."""
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return "nothing" if value is None else f"an object of type {type(value).__name__}"

@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from qbw_eval.data.errors import DataError
+from qbw_eval.data.errors import DataError, described
 from qbw_eval.nested import for_each_tensor, places
 
 _PIECE: Final = 2**24
@@ -30,7 +30,7 @@ def checked_inputs(inputs: object, where: str) -> Any:
     for place, tensor in found:
         words = f"{where}: inputs {place}".rstrip()
         if not isinstance(tensor, Tensor):
-            raise DataError(f"{words} are an object of type {type(tensor).__name__}; expected a tensor")
+            raise DataError(f"{words} are {described(tensor)}; expected a tensor")
         if tensor.ndim < 2 or tensor.numel() == 0:
             raise DataError(f"{words} have shape {tuple(tensor.shape)}; expected (samples, ...)")
         if len(tensor) != len(found[0][1]):
@@ -49,7 +49,7 @@ def checked_inputs(inputs: object, where: str) -> Any:
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    values = tensor.float().contiguous()
+    values = tensor.detach().float().contiguous()  # a tensor that wants a gradient was saved as one
     return values / 255 if tensor.dtype == torch.uint8 else values
 
 

@@ -6,8 +6,9 @@ made here, that translates: the layers stay the user's very objects, with the us
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from numbers import Integral
 from types import new_class
 from typing import Any
@@ -34,13 +35,14 @@ def network_from_factory(model: FactoryModel) -> nn.Module:
     Raises:
         UserCodeError: the function is not there, fails, or returns no network with quantized layers.
     """
-    factory = load_function(model.factory, "model.factory", model.folder)
     setter = None
-    if model.set_bitwidth is not None:
-        setter = load_function(model.set_bitwidth, "model.set_bitwidth", model.folder)
-    with torch.random.fork_rng(devices=[]), running_user_code(model.factory, "model.factory", model.folder):
-        torch.manual_seed(_SEED)
-        network = factory(**copy.deepcopy(model.arguments))
+    with torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr):  # stdout carries results
+        factory = load_function(model.factory, "model.factory", model.folder)
+        if model.set_bitwidth is not None:
+            setter = load_function(model.set_bitwidth, "model.set_bitwidth", model.folder)
+        with running_user_code(model.factory, "model.factory", model.folder):
+            torch.manual_seed(_SEED)
+            network = factory(**copy.deepcopy(model.arguments))
     if not isinstance(network, nn.Module):
         raise UserCodeError(
             f"model.factory: {model.factory}: returned an object of type {type(network).__name__}; expected the "
@@ -104,7 +106,8 @@ def _translating(
 
     def put(layer: nn.Module, bits: int) -> None:
         for name in names:
-            setattr(layer, name, bits)
+            if getattr(layer, name) != bits:  # one that follows another may be none that can be set
+                setattr(layer, name, bits)
 
     def set_all(layer: nn.Module, bits: int) -> None:
         if setter is not None:
@@ -188,6 +191,8 @@ def _classes_in(output: object, model: FactoryModel) -> int:
 def running(model: object, where: str) -> Iterator[None]:
     """Run a network in the block; where it is the user's own code, what goes wrong in it becomes a sentence.
 
+    What it prints goes to stderr.
+
     Args:
         model: the section `model` that it was made from, of whatever kind.
         where: what is being done, in errors.
@@ -199,7 +204,7 @@ def running(model: object, where: str) -> Iterator[None]:
         yield
         return
     ran_out: BaseException | None = None
-    with running_user_code(model.factory, where, model.folder):
+    with running_user_code(model.factory, where, model.folder), redirect_stdout(sys.stderr):
         try:
             yield
         except (RuntimeError, MemoryError) as error:

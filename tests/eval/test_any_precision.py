@@ -261,7 +261,8 @@ def test_without_its_keys_it_is_no_such_checkpoint(missing: str, tmp_path: Path)
         read_checkpoint(path, DATA)
     assert str(error.value) == (
         f"{path}: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
-        f"'model', as Any-Precision DNN does; found the keys {sorted(content)}"
+        f"'model', as Any-Precision DNN does; found the keys {sorted(content)}; a network of your own is named as a "
+        "factory in a file given with --config (README, Your own network)"
     )
 
 

@@ -1,5 +1,6 @@
 """Batches from a function of the user's own: joined as they come, and every mistake in one sentence."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,18 +168,18 @@ def make(split, numbers):
     ("body", "sentence"),
     [
         ("return None", "returned nothing; expected an iterable of batches (inputs, labels)"),
-        ("return 3", "returned an object of type int; expected an iterable of batches (inputs, labels)"),
+        ("return 3", "returned 3; expected an iterable of batches (inputs, labels)"),
         ("return []", "gave no batches for the split 'validation'; expected an iterable of batches (inputs, labels)"),
         (
             "return [torch.ones(2, 1)]",
-            "batch 0 is an object of type Tensor; expected an iterable of batches (inputs, labels)",
+            "batch 0 is torch.float32 of shape (2, 1); expected an iterable of batches (inputs, labels)",
         ),
         ("return [(ONE,)]", "batch 0 is a tuple of 1; expected an iterable of batches (inputs, labels)"),
         ("return [({'x': ONE}, None)]", "batch 0: labels are nothing; expected a tensor"),
         ("return [(ONE, [0])]", "batch 0: labels are a list of 1; expected a tensor"),
-        ("return [('words', ZERO)]", "batch 0: inputs are an object of type str; expected a tensor"),
+        ("return [('words', ZERO)]", "batch 0: inputs are 'words'; expected a tensor"),
         ("return [({}, ZERO)]", "batch 0: inputs hold no tensors"),
-        ("return [({'a': None}, ZERO)]", "batch 0: inputs a are an object of type NoneType; expected a tensor"),
+        ("return [({'a': None}, ZERO)]", "batch 0: inputs a are nothing; expected a tensor"),
         (
             "return [(ONE.long(), ZERO)]",
             "batch 0: inputs are torch.int64; expected floating point, or uint8 (which is divided by 255)",
@@ -288,7 +289,9 @@ def test_a_checkpoint_trained_on_them_needs_them_named_again(tmp_path: Path) -> 
         "checkpoint may ask for; if you trust it, name the data in a file of yours, with --config\n"
     )
     assert NAME not in sys.modules
-    path.write_text(BATCHES)
+    path.write_text(f"print('imported')\n{BATCHES}".replace("    for", "    print(split)\n    for"))
     for config in ("data.yaml", "exp.yaml"):
-        outcome = qbw_eval(*words, "--config", tmp_path / config)
+        outcome = qbw_eval(*words, "--json", "--config", tmp_path / config)
         assert outcome.code == 0, outcome.stderr
+        assert json.loads(outcome.stdout)["checkpoints"][0]["samples"] == 12
+        assert "validation" in outcome.stderr.splitlines()

@@ -1,6 +1,7 @@
 """Anyone's model: a factory in a file that the user names, weights wherever they stand, rows as of a plain loop."""
 
 import copy
+import doctest
 import json
 import re
 import sys
@@ -17,8 +18,10 @@ from stage_references import Outcome, qbw_eval
 from torch import Tensor, nn
 from user_networks import plain_loop, randomized, their_module, write_package
 
+from qbw_eval.checkpoints import foreign
 from qbw_eval.checkpoints.foreign import wrapping
 from qbw_eval.checkpoints.read import read_checkpoint
+from qbw_eval.commands import inspect
 from qbw_eval.data.split import Split
 from qbw_eval.engine import choose
 from qbw_eval.engine.packing import why_not_here
@@ -27,6 +30,7 @@ from qbw_eval.evaluate import EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, load_evaluation_file
 from qbw_eval.networks.build import build_network, load_network
 from qbw_eval.networks.facts import network_facts
+from qbw_eval.quantization import protocol
 from qbw_eval.quantization.bitwidths import get_bitwidths, quantized_layers, restored, set_bitwidths
 
 YAML = """\
@@ -169,6 +173,32 @@ def test_networks_that_take_dicts_are_evaluated_too(place: Path) -> None:
     correct = [int((classes == split.labels).sum()) for classes in expected]
     assert table["correct"].to_pylist() == correct
     assert len(set(correct)) > 1
+
+
+def test_model_and_data_of_their_own_in_one_file(place: Path) -> None:
+    network = theirs(place, "sides")
+    config(place, factory="theirs.nets:sides", arguments=None)
+    text = (
+        (place / "mine.yaml")
+        .read_text()
+        .replace(
+            "{source: tensors, validation: validation.npz}",
+            "{source: factory, factory: 'theirs.nets:pairs', arguments: {path: validation.npz}}",
+        )
+    )
+    (place / "mine.yaml").write_text(text)
+    save(place, network.state_dict())
+    outcome = run("--batch-size", "3")
+    assert outcome.code == 0, outcome.stderr
+    images = torch.from_numpy(INPUTS)
+    inputs = {"left": {"image": images.flip(3)}, "right": {"image": images}}
+    names = ("left.first", "left.second", "right.first", "right.second")
+    found = rows(place)
+    configurations = [dict(zip(names, row["bitwidths"], strict=True)) for row in found]
+    predicted = plain_loop(network, inputs, configurations, ("curr_bitwidth",))
+    assert [row["correct"] for row in found] == [int((p.numpy() == LABELS % 4).sum()) for p in predicted]
+    assert {row["dataset"] for row in found} == {"theirs.nets:pairs"}
+    assert qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml").code == 0
 
 
 def settings(**changes: Any) -> EvaluationSettings:
@@ -353,7 +383,7 @@ def test_counters_of_batch_norms_may_be_missing(place: Path) -> None:
             "stem.weight: missing from the checkpoint; bn.weight: missing from the checkpoint; bn.bias: missing from "
             "the checkpoint; bn.running_mean: missing from the checkpoint; bn.running_var: missing from the "
             "checkpoint; and 18 more; names in the checkpoint begin with 'backbone.', which those in the network "
-            "lack; is the checkpoint's the whole of which the network's is a part?",
+            "lack; build the whole network, or save the state dict of that part",
         ),
         (
             lambda state: {**state, "bn.bias": torch.zeros(3, dtype=torch.int64)},
@@ -521,6 +551,16 @@ def test_too_few_classes(place: Path) -> None:
     )
 
 
+def test_what_the_users_code_prints_is_no_result(place: Path) -> None:
+    config(place, factory="theirs.nets:prints", arguments={"width": 3, "classes": 10})
+    for words in (("run", "epoch_12.pth", "--records", "records"), ("inspect", "epoch_12.pth")):
+        outcome = qbw_eval(*words, "--config", "mine.yaml", "--json")
+        assert outcome.code == 0
+        assert json.loads(outcome.stdout)
+        assert "hello from the factory\n" in outcome.stderr
+        assert "hello from the forward\n" in outcome.stderr
+
+
 def test_of_several_checkpoints_one_that_does_not_fit_stops_no_other(place: Path) -> None:
     save(place, {"net": {"a": torch.zeros(1)}}, "epoch_13.pth")
     outcome = qbw_eval("run", ".", "--config", "mine.yaml", "--records", "records")
@@ -627,7 +667,7 @@ def test_the_documented_network_is_evaluated_and_its_layers_get_the_fast_engines
     assert [row["correct_mask"] for row in reference] == [row["correct_mask"] for row in incremental]
     assert [row["loss"] for row in reference] == [row["loss"] for row in incremental]
     told = json.loads(qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml", "--json").stdout)
-    assert {layer["quantizer"] for layer in told["layers"]} == {"dorefa / pact, 3 clipping values"}
+    assert {layer["quantizer"] for layer in told["layers"]} == {"dorefa/pact, 3 clipping values"}
 
 
 @pytest.mark.skipif(why_not_here() is not None, reason="int8 convolutions are not exact here")
@@ -676,3 +716,30 @@ def test_inspect_shows_somebodys_layers_too() -> None:
         "options": [2, 4, 8],
         "quantizer": "custom (Conv)",
     }
+
+
+def test_long_names_are_told_in_groups_and_whole_as_json(place: Path) -> None:
+    network = theirs(place, "deep")
+    config(place, factory="theirs.nets:deep", arguments=None)
+    save(place, network.state_dict())
+    lines = qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml").stdout.splitlines()
+    assert lines[1] == "Quantized layers of a_long_name_of_a_part in forward order; MACs for one sample:"
+    assert [line.split("  ")[0] or line.split()[0] for line in lines[4:24]] == [
+        *("left.blocks", *map(str, range(9)), "right.blocks", *map(str, range(9)))
+    ]
+    told = json.loads(qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml", "--json").stdout)
+    assert [layer["layer_name"] for layer in told["layers"]] == [
+        f"a_long_name_of_a_part.{way}.blocks.{number}" for way in ("left", "right") for number in range(9)
+    ]
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    for module in (inspect, foreign, protocol):
+        results = doctest.testmod(module)
+        assert (results.failed, results.attempted > 0) == (0, True)
+
+
+def test_inspect_takes_a_sample_of_the_split_that_there_is(place: Path) -> None:
+    text = (place / "mine.yaml").read_text()
+    (place / "mine.yaml").write_text(text.replace("validation: ", "train: "))
+    assert qbw_eval("inspect", "epoch_12.pth", "--config", "mine.yaml").code == 0

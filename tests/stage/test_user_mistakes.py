@@ -111,6 +111,8 @@ def with_yaml(old: str, new: str) -> Callable[[Workplace], list[str]]:
     return lambda place: ["run", "good.pt", "--config", place.write("e.yaml", YAML.replace(old, new))]
 
 
+OWN = "; a network of your own is named as a factory in a file given with --config (README, Your own network)"
+
 MISTAKES: dict[str, Mistake] = {
     # --- which checkpoint
     "no checkpoint": Mistake(lambda _: ["run"], "Missing argument 'CKPT...'.", 2),
@@ -161,17 +163,17 @@ MISTAKES: dict[str, Mistake] = {
         run(lambda p: p.checkpoint(without="model_state_dict")),
         "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
         "'model', as Any-Precision DNN does; found the keys "
-        "['config', 'epoch', 'optimizer_state_dict', 'quantization_method', 'val_acc', 'val_loss']",
+        "['config', 'epoch', 'optimizer_state_dict', 'quantization_method', 'val_acc', 'val_loss']" + OWN,
     ),
     "only a state dict": Mistake(
         run(lambda p: p.save({"conv1.weight": torch.ones(1)})),
         "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
-        "'model', as Any-Precision DNN does; found the keys ['conv1.weight']",
+        "'model', as Any-Precision DNN does; found the keys ['conv1.weight']" + OWN,
     ),
     "a list": Mistake(
         run(lambda p: p.save([1, 2])),
         "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
-        "'model', as Any-Precision DNN does; found list",
+        "'model', as Any-Precision DNN does; found list" + OWN,
     ),
     "state dict of numbers": Mistake(
         run(lambda p: p.checkpoint(model_state_dict={"w": 1.0})),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 NETS = '''\
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -136,6 +137,12 @@ class Sides(nn.Module):
         return self.left(x["left"]["image"]) - self.right(x["right"]["image"])
 
 
+class Prints(Net):
+    def forward(self, x):
+        print("hello from the forward")
+        return super().forward(x)
+
+
 class Returns(Net):
     def __init__(self, how):
         super().__init__(Conv, 2, 10)
@@ -156,8 +163,35 @@ class Returns(Net):
         return y
 
 
+class Ways(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Module(), nn.Module()
+        self.left.blocks, self.right.blocks = (nn.Sequential(*(Conv(1, 1, 1) for _ in range(9))) for _ in range(2))
+
+    def forward(self, x):
+        return self.left.blocks(x) + self.right.blocks(x)
+
+
+def deep():
+    network = nn.Sequential()
+    network.add_module("a_long_name_of_a_part", Ways())
+    network.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    return network
+
+
 def make(width=4, classes=10, kind="Conv", net="Net"):
     return globals()[net](globals()[kind], width, classes)
+
+
+def pairs(split, path):
+    """The data for it, batches of a dict of dicts and labels."""
+    assert split == "validation"
+    file = numpy.load(path)
+    for start in range(0, len(file["labels"]), 4):
+        images = torch.from_numpy(file["inputs"][start : start + 4])
+        inputs = {"right": {"image": images}, "left": {"image": images.flip(3)}}
+        yield inputs, torch.from_numpy(file["labels"][start : start + 4] % 4)
 
 
 def sides():
@@ -180,8 +214,9 @@ def broken(width):
     raise KeyError("width")
 
 
-def lazy():
-    return Net(Conv, 2, 10)
+def prints(**arguments):
+    print("hello from the factory")
+    return Prints(Conv, **arguments)
 
 
 def wrapped(**arguments):
