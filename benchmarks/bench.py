@@ -63,7 +63,7 @@ def measure_all(
                 prepared, engines, 1 if quick else _FEW_ROUNDS, _MEMORY if device.type == "cpu" else None
             )
             yield measurement_figures(
-                prepared, effort.rounds, _MEASUREMENTS if device.type == "cpu" else None, limit_s=effort.limit_s
+                prepared, effort.rounds, _MEASUREMENTS if device.type == "cpu" else None, limit_s=effort.limit_s / 3
             )
             yield many_classes_figures(device, effort.rounds)
             if not quick:
