@@ -9,7 +9,7 @@ RECORDS ?= results/records
 REPORT ?= results/report
 TORTURE_JSON ?= results/torture.jsonl
 # The tests of the store and the loader, which are to reach every branch of them without the help of others.
-COVERED_BY := claims compact safe_load store verify
+COVERED_BY := claims compact load safe_load store verify
 # Extra words for the console scripts, e.g. make eval CKPT=... ARGS="--dry-run".
 ARGS ?=
 
@@ -61,8 +61,8 @@ test: $(READY) ## run the tests
 	@echo "make: running the tests (a few minutes)" >&2
 	@$(BIN)/python -m pytest $(ARGS)
 
-torture: $(READY) ## kill, race, fill, cut and damage the store: [TORTURE_SCALE=1] [SEED=1] [JSON=file] [ARGS="-k races"]
-	@echo "make: torturing the store (TORTURE_SCALE=1: about half an hour; power cuts and full disks need root)" >&2
+torture: $(READY) ## kill, race, fill, cut and damage the store, and read hostile checkpoints: [TORTURE_SCALE=1] [SEED=1] [JSON=file] [ARGS="-k races"]
+	@echo "make: torturing the store and the loader (TORTURE_SCALE=1: about half an hour; power cuts and full disks need root)" >&2
 	@TORTURE_SCALE=$(or $(TORTURE_SCALE),1) TORTURE_SEED=$(or $(SEED),1) TORTURE_JSON='$(or $(JSON),$(TORTURE_JSON))' \
 		$(BIN)/python -m pytest tests/torture $(ARGS)
 

@@ -18,6 +18,7 @@ from benchmarks.allocator import allocator_figures
 from benchmarks.engines import Bounds, Effort, engine_figures, growth_figures
 from benchmarks.figures import Figure
 from benchmarks.help import help_times
+from benchmarks.loading import loading_figures
 from benchmarks.machine import machine_line
 from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
@@ -51,6 +52,7 @@ def measure_all(
     if not only:
         yield help_times()
         yield append_time()
+        yield loading_figures()
     for workload in WORKLOADS[:1] if quick else WORKLOADS:
         if only and not any(words in workload.label for words in only):
             continue

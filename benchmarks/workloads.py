@@ -70,7 +70,7 @@ class Workload:
     @cached_property
     def table(self) -> LayerTable:
         """The network's quantized layers in forward order."""
-        return trace_layers_on_meta(self.model(), torch.zeros(1, 3, self.pixels, self.pixels))
+        return trace_layers_on_meta(self.model(), torch.zeros((1, 3, self.pixels, self.pixels), device="meta"))
 
     @property
     def work(self) -> int:

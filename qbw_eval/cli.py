@@ -12,6 +12,8 @@ MAX_SEED = 2**63 - 1
 
 _CONFIG_HELP = "Experiment file to use instead of the checkpoint's own; or what it lacks, such as data."
 _DATA_ROOT_HELP = "Folder that stands in for the beginning of paths in a sample index that are not here."
+_TRUST_HELP = "Let this file run code while it is read, if that is what it takes; repeatable. Only for your own."
+_MAX_BYTES_HELP = "What a checkpoint may hold at most, such as 4GiB.  [default: 1/2 of the machine's memory]"
 _DEVICE_HELP = "auto (the first GPU, else the CPU), cpu, cuda or cuda:INDEX"
 
 
@@ -54,6 +56,12 @@ class _Size(click.ParamType[int]):
             return parse_size(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+_TRUST = click.option(
+    "--trust-pickle", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help=_TRUST_HELP
+)
+_MAX_BYTES = click.option("--max-bytes", type=_Size(), help=_MAX_BYTES_HELP)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -102,6 +110,8 @@ def cli(context: click.Context) -> None:
 @click.option("--per-class", is_flag=True, help="Count samples and hits of every class too.")
 @click.option("--memory", type=_Size(), help="For data, weights and activations, such as 4GiB.  [default: 1/4 of free]")
 @click.option("--data-root", type=click.Path(path_type=Path), help=_DATA_ROOT_HELP)
+@_MAX_BYTES
+@_TRUST
 @click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
 @click.option("--resume/--no-resume", default=True, help="Skip what is in the records; or evaluate all of it again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and what it takes; write nothing.")
@@ -138,12 +148,14 @@ def train(**options: object) -> None:
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--config", type=click.Path(path_type=Path), help=_CONFIG_HELP)
+@_MAX_BYTES
+@_TRUST
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(checkpoint: Path, config: Path | None, as_json: bool) -> None:
+def inspect(**options: object) -> None:
     """Show a checkpoint's quantized layers, its bitwidth options and the range of every cost."""
-    from qbw_eval.commands.inspect import inspect_command
+    from qbw_eval.commands.inspect import InspectOptions, inspect_command
 
-    inspect_command(checkpoint, config, as_json=as_json)
+    inspect_command(InspectOptions(**options))  # type: ignore[arg-type]  # click has checked the types
 
 
 _RECORDS = click.argument("records", type=click.Path(path_type=Path))

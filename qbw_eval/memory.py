@@ -67,6 +67,19 @@ def free_memory(device: torch.device) -> int:
     return min([_available(), *_left_in_cgroup()])
 
 
+def total_memory() -> int:
+    """Return the bytes of memory that there are on this machine, or in this container."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limit_of_cgroup()])
+
+
+def _limit_of_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return what a container may take in all: one number, or none where it is not limited."""
+    try:
+        return [int((folder / "memory.max").read_text())]
+    except (OSError, ValueError):  # no such file, or max
+        return []
+
+
 def _available() -> int:
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from schemas.errors import UsageError
 
-SUFFIXES = (".pt", ".pth", ".pth.tar")
+SUFFIXES = (".pt", ".pth", ".pth.tar", ".safetensors")
 
 
 def find_checkpoints(words: Sequence[str]) -> list[Path]:
@@ -26,6 +26,20 @@ def find_checkpoints(words: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def trusted_among(paths: Sequence[Path], trusted: Sequence[Path]) -> set[Path]:
+    """Return those of the paths that name the same file as one of `trusted`, however it is written.
+
+    Raises:
+        UsageError: one of `trusted` is none of the files: who trusts a file should know which.
+    """
+    wanted = {path.resolve(): path for path in trusted}
+    found = {path for path in paths if path.resolve() in wanted}
+    for file, path in wanted.items():
+        if file not in {path.resolve() for path in found}:
+            raise UsageError(f"--trust-pickle {path}: is none of the checkpoints named; name the very file")
+    return found
+
+
 def _matches(word: str) -> list[Path]:
     path = Path(word)
     if path.is_file():
@@ -34,7 +48,10 @@ def _matches(word: str) -> list[Path]:
         inside = [file for suffix in SUFFIXES for file in path.rglob(f"*{suffix}")]
         visible = [file for file in inside if file.is_file() and not file.name.startswith(".")]
         if not visible:
-            raise UsageError(f"{word}: a folder without checkpoints; expected files that end in .pt, .pth or .pth.tar")
+            raise UsageError(
+                f"{word}: a folder without checkpoints; expected files that end in "
+                f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            )
         return sorted(visible, key=_natural)
     matches = [Path(match) for match in glob.glob(word, recursive=True)]  # noqa: PTH207 - Path.glob refuses absolute ones
     matches = [match for match in matches if match.is_file()]

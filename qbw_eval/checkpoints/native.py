@@ -51,8 +51,9 @@ class Checkpoint:
     def same_network(self) -> str:
         """Return a fingerprint of the weights, the epoch and what they mean: equal ones give equal rows."""
         hasher = hashlib.blake2b(digest_size=16)
-        meaning = self.experiment.model_dump(mode="json", include={"experiment", "model", "quantization", "data"})
-        hasher.update(json.dumps([self.epoch, meaning], sort_keys=True).encode())
+        said = self.experiment
+        meaning = [part.model_dump(mode="json") for part in (said.model, said.quantization, said.data)]
+        hasher.update(json.dumps([self.epoch, said.experiment, *meaning], sort_keys=True).encode())
         for name, tensor in sorted(self.state.items()):
             hasher.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             hasher.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -178,7 +179,9 @@ def epoch_in(content: Mapping[Any, Any], path: Path, *, first: int) -> int:
     """
     epoch = content.get("epoch")
     if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch - first < 2**31:
-        raise CheckpointError(f"{path}: 'epoch' must be a whole number from {first}, found {epoch!r:.80}")
+        # Only what is plain is shown: a list may hold itself ten times over, and take for ever to write down.
+        found = f"{epoch!r:.80}" if isinstance(epoch, str | int | float | None) else type(epoch).__name__
+        raise CheckpointError(f"{path}: 'epoch' must be a whole number from {first}, found {found}")
     return epoch - first
 
 

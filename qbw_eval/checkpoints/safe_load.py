@@ -1,44 +1,55 @@
-"""A torch file from a stranger -> plain Python and tensors. Never runs code from the file, never trusts its sizes.
+"""A torch file from a stranger -> plain values and tensors. Never runs code from the file, never trusts its sizes.
 
-In order: the bytes are read once, so that what is hashed is what is loaded; a zip must be stored (not deflated: two
-megabytes can claim two gigabytes), its CRCs right (torch does not look at them); then `torch.load(weights_only=True)`,
-with NumPy scalars, which training loops leave in checkpoints, rebuilt by us from plain bytes instead of by NumPy; then
-every tensor must be an ordinary one that fits in its storage (a stride of 0 makes 16 bytes claim terabytes).
+In order: the file is read once, so that what is hashed is what is loaded, and never mapped, as something may still be
+writing it; an archive must be intact, its checksums compared (torch does not look at them); the pickle in it is read as
+a description of what it would do; a name in it that no checkpoint needs ends the matter; then the description is turned
+into values, and into tensors that lie in the bytes that were read, each number compared with what is there.
+
+Torch's own weights-only loader is not used. It calls functions with what the file says (two opcodes make it take a
+terabyte), and it has had three ways round it: CVE-2025-32434, CVE-2026-24747, and quantized tensors until 2.12.
+
+Only for a file that its user names with --trust-pickle, and only where that is what it takes, pickle itself reads it.
 """
 
 import codecs
 import hashlib
 import io
-import pickle
-import struct
+import os
+import stat
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from qbw_eval.checkpoints.archive import ArchiveError, is_archive, read_archive, record_names
+from qbw_eval.checkpoints.beside_weights import ContentError
+from qbw_eval.checkpoints.content import WholeModuleError, content_of
+from qbw_eval.checkpoints.harmless import is_harmless, is_of_module
+from qbw_eval.checkpoints.legacy import is_legacy, read_legacy
+from qbw_eval.checkpoints.pickle_reader import Pickled, PickleError, read_pickle
+from qbw_eval.checkpoints.tensors import Tensors
+from qbw_eval.memory import total_memory
 from schemas.errors import QBWError
-
-_SAFE_TORCH = "2.10"
-"""CVE-2025-32434 was fixed in 2.6, CVE-2026-24747 in 2.10."""
-
-_MAX_DEPTH = 64
-"""Nesting of containers; configurations nest a handful deep."""
 
 
 class CheckpointError(QBWError):
     """A file is not a checkpoint that can be read safely."""
 
 
+class WantsCodeError(CheckpointError):
+    """A file cannot be read without running code from it, or code that it names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadedFile:
-    """What a torch file holds.
+    """What a checkpoint file holds.
 
     Attributes:
-        content: dicts, lists, numbers, strings and ordinary CPU tensors.
+        content: dicts, lists, numbers, text and ordinary CPU tensors; `Foreign` where something is of an unknown class.
         sha256: of the very bytes that were loaded.
     """
 
@@ -46,169 +57,210 @@ class LoadedFile:
     sha256: str
 
 
-def load_torch_file(path: Path) -> LoadedFile:
+_CHUNK: Final = 2**24
+_SHOWN_NAMES: Final = 3
+
+
+def load_torch_file(path: Path, *, trust: bool = False, max_bytes: int | None = None) -> LoadedFile:
     """Read a file written by `torch.save` without running any code from it.
 
+    Args:
+        path: the file.
+        trust: where it cannot be read without, let pickle run what the file says.
+        max_bytes: what the file may hold, and what its tensors may take; half of the machine's memory if not given.
+
     Raises:
-        CheckpointError: no such file, not a torch file, damaged, or it wants more than weights (the name is told).
+        CheckpointError: no such file, not a torch file, damaged, too large, or it wants more than weights (the name is
+            told).
+    """
+    limit = default_max_bytes() if max_bytes is None else max_bytes
+    data = read_file(path, limit)
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        content = _content(data, path, limit)
+    except WantsCodeError:
+        if not trust:
+            raise
+        content = _run(data, path)
+    except (ArchiveError, PickleError, ContentError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return LoadedFile(content=content, sha256=sha256)
+
+
+def default_max_bytes() -> int:
+    """Return the most that a checkpoint may hold if nobody says: half of the memory that there is."""
+    return total_memory() // 2
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open a file as `open` does, but no pipe is waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_file(path: Path, max_bytes: int) -> memoryview:
+    """Return the bytes of a file, read once into memory of our own.
+
+    Raises:
+        CheckpointError: it cannot be read, is too large, or changed meanwhile.
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb", buffering=0, opener=open_without_waiting) as file:  # Path.open has no opener
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise CheckpointError(f"{path}: expected a checkpoint, found a pipe, socket or device")
+            check_size(before.st_size, path, max_bytes)
+            data = torch.empty(before.st_size, dtype=torch.uint8).numpy().data  # as aligned as tensors have to be
+            reached = 0
+            while count := file.readinto(data[reached : reached + _CHUNK]):
+                reached += count
+            after = os.fstat(file.fileno())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    _check_zip(data, path)
-    content = _unpickle(data, path)
-    for where, tensor in _tensors(content, path):
-        _check_tensor(tensor, f"{path}: content{where}")
-    return LoadedFile(content=content, sha256=hashlib.sha256(data).hexdigest())
+    if reached < len(data) or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise CheckpointError(f"{path}: changed while it was read; is it still being written?")
+    return data
 
 
-def _looks_like(data: bytes) -> str:
-    if not data:
-        return "an empty file; is it still being written?"
-    if data.startswith(b"PK"):
-        return "a zip that was cut short; is it still being written or copied?"
-    if data.startswith(b"\x80"):
-        return "a bare pickle, torch's format before 1.6; load and save it again with a recent torch"
+def check_size(size: int, path: Path, max_bytes: int) -> None:
+    """Check that so many bytes may be read.
+
+    Raises:
+        CheckpointError: they may not.
+    """
+    if size > max_bytes:
+        raise CheckpointError(
+            f"{path}: holds {size:,} bytes, more than the {max_bytes:,} that a checkpoint may; "
+            "allow it more with --max-bytes"
+        )
+
+
+# --- what is in it ----------------------------------------------------------------------------------------------------
+
+
+def _content(data: memoryview, path: Path, max_bytes: int) -> object:
+    """Return what a file holds.
+
+    Raises:
+        WantsCodeError: it takes code to know.
+        CheckpointError, ArchiveError, PickleError, ContentError: it is damaged, or no torch file.
+    """
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(data[:4096])  # which may end within a character
+        pickled, storages = _opened(data, path)
+    except PickleError as error:
+        _check_names(error.names, path)
+        raise
+    _check_names(pickled.names, path)
+    try:
+        return content_of(pickled, Tensors(storages, max_bytes))
+    except WholeModuleError as error:
+        raise _whole_network(str(error), path) from None
+
+
+def _opened(data: memoryview, path: Path) -> tuple[Pickled, Mapping[str, memoryview]]:
+    """Return the pickle in a file, and the bytes of its storages by key."""
+    if is_legacy(data):
+        return read_legacy(data)
+    if not is_archive(data):
+        raise CheckpointError(f"{path}: expected a file written by torch.save, found {_looks_like(data)}")
+    if any(name.endswith("/constants.pkl") for name in record_names(data)):
+        raise CheckpointError(
+            f"{path}: expected a file written by torch.save, found a TorchScript archive (torch.jit.save); "
+            "save the state dict of the module it was made from"
+        )
+    records = read_archive(data)
+    pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(f"{path}: expected a file written by torch.save, found another kind of zip archive")
+    root = pickles[0].removesuffix("data.pkl")
+    order = bytes(records.get(f"{root}byteorder", memoryview(b"little")))
+    if order != b"little":
+        raise CheckpointError(f"{path}: expected bytes in the order 'little', found {order[:20]!r}; save it again")
+    within = f"{root}data/"
+    storages = {name.removeprefix(within): data for name, data in records.items() if name.startswith(within)}
+    pickled = read_pickle(records[pickles[0]])
+    return pickled, storages
+
+
+def _looks_like(data: memoryview) -> str:
+    head = bytes(data[:4096])
+    if not head:
+        return "an empty file; is it still being written?"
+    if head[:2] == b"PK":
+        return "a zip archive that was cut short; is it still being written or copied?"
+    if head[:1] == b"\x80":
+        return "a bare pickle; load it and save what it holds with torch.save"
+    if head[257:262] == b"ustar":
+        return "a tar archive, torch's format of 2017; load and save it again with a recent torch"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # which may end within a character
     except UnicodeDecodeError:
         return "something else"
     return "text"
 
 
-def _check_zip(data: bytes, path: Path) -> None:
+def _check_names(names: tuple[str, ...], path: Path) -> None:
+    unwanted = [name for name in names if not is_harmless(name)]
+    if not unwanted:
+        return
+    if all(name.startswith("torch.") for name in unwanted) and any(map(is_of_module, unwanted)):
+        raise _whole_network(next(filter(is_of_module, unwanted)), path)
+    more = f" and {len(unwanted) - _SHOWN_NAMES} more" if len(unwanted) > _SHOWN_NAMES else ""
+    raise WantsCodeError(
+        f"{path}: wants to run {', '.join(f'{name:.80}' for name in unwanted[:_SHOWN_NAMES])}{more} while loading, "
+        f"which QBW never does; save it again with tensors, numbers and text only{_WAY_ROUND}"
+    )
+
+
+_WAY_ROUND: Final = (
+    ", or name it with --trust-pickle too, which lets whoever wrote it do on this machine all that you can"
+)
+
+
+def _whole_network(name: str, path: Path) -> WantsCodeError:
+    return WantsCodeError(
+        f"{path}: holds a whole network ({name:.80}), which only its own code can read; "
+        f"save its state_dict() instead{_WAY_ROUND}"
+    )
+
+
+# --- with the user's trust --------------------------------------------------------------------------------------------
+
+
+def _run(data: memoryview, path: Path) -> object:
+    """Return what pickle makes of a file that its user trusts; of a whole network, the weights."""
     try:
-        if not zipfile.is_zipfile(io.BytesIO(data)):
-            raise CheckpointError(
-                f"{path}: expected a file written by torch.save (a zip archive), found {_looks_like(data)}"
-            )
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if any(member.filename.endswith("/constants.pkl") for member in members):
-                raise CheckpointError(
-                    f"{path}: expected a file written by torch.save, found a TorchScript archive (torch.jit.save); "
-                    "save the state dict of the module it was made from"
-                )
-            deflated = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
-            if deflated:
-                raise CheckpointError(f"{path}: its record {deflated[0]!r} is compressed, which torch.save never does")
-            if len({member.filename for member in members}) != len(members):
-                raise CheckpointError(f"{path}: two of its records have the same name")
-            # Where a record is marked as a folder, or its two sizes differ, torch reads nothing or too little, finds
-            # no fault, and hands out as weights whatever lay in memory before.
-            odd = [
-                m.filename for m in members if m.is_dir() or m.external_attr & 0x10 or m.compress_size != m.file_size
-            ]
-            if odd:
-                raise CheckpointError(
-                    f"{path}: damaged: the record {odd[0]!r} has a wrong size or kind; copy the file again"
-                )
-            if sum(member.file_size for member in members) > len(data):
-                raise CheckpointError(f"{path}: its records claim more bytes than the file has")
-            damaged = archive.testzip()
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile raises nearly anything on crafted bytes; none of it is ours
-        raise CheckpointError(f"{path}: a damaged zip archive ({_first_line(error)})") from None
-    if damaged is not None:
-        raise CheckpointError(f"{path}: damaged: the record {damaged!r} fails its checksum; copy the file again")
+        with warnings.catch_warnings(action="ignore"):  # what torch has to remark about old files is not for the user
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+    except Exception as error:  # the file's own code may raise anything
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        raise CheckpointError(f"{path}: not loadable even by pickle ({type(error).__name__}: {first:.200})") from None
+    if isinstance(content, torch.nn.Module):
+        content = content.state_dict()
+    for where, tensor in _tensors(content):
+        _check_tensor(tensor, f"{path}: content{where:.160}")
+    return content
 
 
-def _unpickle(data: bytes, path: Path) -> object:
-    """Return what the archive holds; an allow-list of two inert stand-ins for NumPy's scalars is all that is called."""
-    if torch.torch_version.TorchVersion(torch.__version__) < _SAFE_TORCH:
-        raise CheckpointError(
-            f"{path}: not opened: the weights-only loader of torch {torch.__version__} has known ways round; "
-            f"install torch {_SAFE_TORCH} or newer"
-        )
-    stand_ins: list[object] = [(_DType, "numpy.dtype")]
-    stand_ins += [(_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    try:
-        # What torch has to remark about a stranger's file is not for the user; what is wrong with it, we say.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]  # torch's own hint leaves out pairs
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = _wanted(data)
-        if wanted:
-            raise CheckpointError(
-                f"{path}: wants to run {', '.join(wanted)} while loading, which QBW never does; "
-                "save it again with tensors, numbers and strings only"
-            ) from None
-        raise CheckpointError(f"{path}: not loadable as weights ({_reason(error)})") from None
-    except (
-        Exception
-    ) as error:  # torch and the pickle machine raise nearly anything on crafted bytes; none of it is ours
-        raise CheckpointError(
-            f"{path}: not loadable as weights ({type(error).__name__}: {_first_line(error)})"
-        ) from None
-
-
-def _reason(error: pickle.UnpicklingError) -> str:
-    """Return why torch refused, without its advice to load the file unsafely: the last line of what it says."""
-    said = str(error).partition("\n\nCheck the documentation")[0]
-    last = (said.strip().splitlines() or ["no message"])[-1]
-    return last.strip().removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0][:200]
-
-
-def _wanted(data: bytes) -> list[str]:
-    """Return the names that the pickle would import beyond weights and NumPy scalars."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-    except Exception:  # the name is a courtesy; a pickle too broken to list is refused all the same
-        return []
-    return [name for name in names if name != "numpy.dtype" and not name.endswith("multiarray.scalar")]
-
-
-class _DType:
-    """Stands in for `numpy.dtype(name, align, copy)` in a pickle: only remembers its name and byte order."""
-
-    def __init__(self, name: object = None, *_align_and_copy: object) -> None:
-        self.name = name
-        self.order = "<"
-
-    def __setstate__(self, state: object) -> None:
-        self.order = ">" if isinstance(state, tuple) and state[1:2] == (">",) else "<"
-
-
-_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
-_FORMATS |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
-
-
-def _numpy_scalar(dtype: object = None, value: object = None) -> float | int | bool:
-    """Stand in for NumPy's scalar reconstruction: numbers only, from exactly as many bytes as their type has."""
-    code = _FORMATS.get(str(dtype.name)) if isinstance(dtype, _DType) else None
-    if not isinstance(dtype, _DType) or code is None or not isinstance(value, bytes):
-        raise pickle.UnpicklingError("a NumPy scalar that is not a number")
-    number: float | int | bool = struct.unpack(dtype.order + code, value)[0]
-    return number
-
-
-def _tensors(content: object, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor in nested containers with its place; anything but plain content is refused."""
-    stack: list[tuple[str, object, int]] = [("", content, 0)]
+def _tensors(content: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor in nested containers with its place; a container met twice is walked once."""
+    stack: list[tuple[str, object]] = [("", content)]
     seen: set[int] = set()
     while stack:
-        where, value, depth = stack.pop()
-        if depth > _MAX_DEPTH:
-            raise CheckpointError(f"{path}: nested more than {_MAX_DEPTH} deep at {where[:80]!r}")
+        where, value = stack.pop()
         if isinstance(value, Tensor):
             yield where, value
-        elif isinstance(value, (dict, list, tuple, set, frozenset)) and id(value) not in seen:
-            seen.add(id(value))  # a container met twice is walked once, so that a cycle ends
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
             items = value.items() if isinstance(value, dict) else enumerate(value)
-            stack.extend((f"{where}[{str(key)[:80]!r}]", item, depth + 1) for key, item in items)
+            stack.extend((f"{where}[{str(key)[:80]!r}]", item) for key, item in items)
 
 
 def _check_tensor(tensor: Tensor, where: str) -> None:
     kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or kind != "torch.strided":
-        raise CheckpointError(f"{where}: expected an ordinary tensor, found {type(tensor).__name__} ({kind})")
-    if tensor.device.type != "cpu":
-        raise CheckpointError(f"{where}: a tensor without data (device {tensor.device})")
+    if not isinstance(tensor, Tensor) or kind != "torch.strided" or tensor.device.type != "cpu":
+        raise CheckpointError(f"{where}: expected an ordinary tensor, found one that is {kind} on {tensor.device}")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise CheckpointError(f"{where}: claims {tensor.numel()} elements, more than its storage holds")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]

@@ -25,7 +25,13 @@ from typing import Final, Never
 import torch
 from torch import Tensor
 
-from qbw_eval.checkpoints.safe_load import CheckpointError, LoadedFile
+from qbw_eval.checkpoints.safe_load import (
+    CheckpointError,
+    LoadedFile,
+    check_size,
+    default_max_bytes,
+    open_without_waiting,
+)
 from qbw_eval.memory import free_memory
 
 MAX_HEADER: Final = 2**22
@@ -67,8 +73,12 @@ class _Entry:
     end: int
 
 
-def load_safetensors(path: Path) -> LoadedFile:
+def load_safetensors(path: Path, *, max_bytes: int | None = None) -> LoadedFile:
     """Read a safetensors file.
+
+    Args:
+        path: the file.
+        max_bytes: what it may hold; half of the machine's memory if not given.
 
     Returns:
         A dict of ordinary CPU tensors by name, in the order of the header, and the file's sha256. The header's
@@ -82,17 +92,14 @@ def load_safetensors(path: Path) -> LoadedFile:
             f"{path}: safetensors files are little-endian, this machine is not; save it with torch.save"
         )
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:  # Path.open has no opener
+        with open(path, "rb", opener=open_without_waiting) as file:  # Path.open has no opener
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise CheckpointError(f"{path}: expected a safetensors file, found a pipe, socket or device")
+            check_size(found.st_size, path, default_max_bytes() if max_bytes is None else max_bytes)
             return _read(file, found.st_size, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
 
 
 def _read(file: BufferedReader, size: int, path: Path) -> LoadedFile:

@@ -28,12 +28,15 @@ class SeedFiles:
     Args:
         folder: the experiment's; it and `models` and `logs` in it are created.
         seed: the experiment; its configuration goes into `config.yaml` and into every checkpoint.
+
+    Attributes:
+        models: where the checkpoints go.
     """
 
     def __init__(self, folder: Path, seed: SeedExperiment) -> None:
-        self._models, self._seed, self._folder = folder / "models", seed, folder
+        self.models, self._seed, self._folder = folder / "models", seed, folder
         self._best_accuracy, self._best_epoch = -1.0, 0
-        for inside in (self._models, folder / "logs"):
+        for inside in (self.models, folder / "logs"):
             inside.mkdir(parents=True, exist_ok=True)
         self._dump("config.yaml", dict(seed.config))
 
@@ -61,8 +64,8 @@ class SeedFiles:
         if (trained.epoch + 1) % _EVERY == 0:
             names.append(f"checkpoint_epoch_{trained.epoch + 1}.pth")
         for name in names:
-            save_whole(content, self._models / name)
-        return self._models / names[0]
+            save_whole(content, self.models / name)
+        return self.models / names[0]
 
     def summarize(self, *, epochs: int, val_acc: float) -> None:
         """Write `experiment_summary.yaml`, which the seed's comparison of experiments reads.

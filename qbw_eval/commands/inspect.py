@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qbw_eval.checkpoints.find import trusted_among
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table
@@ -51,9 +52,27 @@ class InspectedLayer:
     quantizer: str
 
 
-def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """The options of `qbw-eval inspect`, as its help describes them."""
+
+    checkpoint: Path
+    config: Path | None
+    max_bytes: int | None
+    trust_pickle: tuple[Path, ...]
+    as_json: bool
+
+
+def inspect_command(given: InspectOptions) -> None:
     """Print the layer table, the options, the number of configurations and the range of each cost."""
-    checkpoint = read_checkpoint(path, load_evaluation_file(config) if config else None, needs_data=False)
+    path, config, as_json = given.checkpoint, given.config, given.as_json
+    checkpoint = read_checkpoint(
+        path,
+        load_evaluation_file(config) if config else None,
+        needs_data=False,
+        trust=bool(trusted_among([path], given.trust_pickle)),
+        max_bytes=given.max_bytes,
+    )
     for remark in checkpoint.remarks:
         print(remark, file=sys.stderr)
     network = load_network(checkpoint.experiment, checkpoint.state, str(path))

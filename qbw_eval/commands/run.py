@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from qbw_eval.checkpoints.find import find_checkpoints
+from qbw_eval.checkpoints.find import find_checkpoints, trusted_among
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
@@ -49,6 +49,8 @@ class RunOptions:
     per_class: bool
     memory: int | None
     data_root: Path | None
+    max_bytes: int | None
+    trust_pickle: tuple[Path, ...]
     tf32: bool
     resume: bool
     dry_run: bool
@@ -84,6 +86,7 @@ class Outcome:
 def run_command(options: RunOptions) -> None:
     """Evaluate every checkpoint that the words name, once, and print what happened."""
     paths = find_checkpoints(options.checkpoints)
+    trusted = trusted_among(paths, options.trust_pickle)
     instead = load_evaluation_file(options.config) if options.config else None
     device = choose_device(options.device)
     allow_tf32(options.tf32)
@@ -98,7 +101,7 @@ def run_command(options: RunOptions) -> None:
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     told: set[str] = set()
     try:
-        for evaluation in _evaluations(paths, instead, options, device, store, failed):
+        for evaluation in _evaluations(paths, trusted, instead, options, device, store, failed):
             outcomes.append(_run_one(evaluation, store, options, committed, told))
             if dry_run is not None:
                 plan = evaluation.plan
@@ -129,6 +132,7 @@ def _terminate(_signal: int, _frame: object) -> None:
 
 def _evaluations(
     paths: list[Path],
+    trusted: set[Path],
     instead: Experiment | WithoutNetwork | None,
     options: RunOptions,
     device: torch.device,
@@ -143,7 +147,7 @@ def _evaluations(
     splits: dict[DataSettings, Split] = {}
     for path in paths:
         try:
-            checkpoint = read_checkpoint(path, instead)
+            checkpoint = read_checkpoint(path, instead, trust=path in trusted, max_bytes=options.max_bytes)
             for remark in checkpoint.remarks:
                 _tell(remark)
             same = first_of.setdefault(checkpoint.same_network(), path)

@@ -69,7 +69,7 @@ def _train_ours(experiment: Experiment, options: TrainOptions) -> None:
             path.unlink(missing_ok=True)  # not before there is something in their place
         earlier.clear()
 
-    _run(experiment, splits, epoch_files(folder, experiment), device, options, print, clean_up)
+    _run(experiment, splits, epoch_files(folder, experiment), folder, device, options, print, clean_up)
     print(f"Next: make eval CKPT={folder}", file=sys.stderr)
 
 
@@ -89,9 +89,9 @@ def _train_seed(seed: SeedExperiment, options: TrainOptions) -> None:
             print(line)
             print(line, file=log)
 
-        last = _run(experiment, splits, files.write, device, options, tell, lambda _result: None)
+        last = _run(experiment, splits, files.write, files.models, device, options, tell, lambda _result: None)
     files.summarize(epochs=last.epoch + 1, val_acc=last.val_acc)
-    print(f"Next: make eval CKPT={folder / 'models'}", file=sys.stderr)
+    print(f"Next: make eval CKPT={files.models}", file=sys.stderr)
 
 
 def _with_data(experiment: Experiment, options: TrainOptions, folder: Path) -> tuple[Experiment, tuple[Split, Split]]:
@@ -105,12 +105,13 @@ def _run(
     experiment: Experiment,
     splits: tuple[Split, Split],
     write: Callable[[Trained], Path],
+    folder: Path,
     device: torch.device,
     options: TrainOptions,
     log: Callable[[str], object],
     note: Callable[[EpochResult], object],
 ) -> EpochResult:
-    """Train, telling of every epoch; `note` is called when it is on the disk. Return the last epoch."""
+    """Train, telling of every epoch; `write` puts it into `folder`, then `note` is called. Return the last epoch."""
     allow_tf32(False)
     epochs = experiment.training.epochs
     batches = epochs * -(-len(splits[0]) // experiment.training.batch_size)
@@ -128,7 +129,7 @@ def _run(
                 )
     except KeyboardInterrupt:
         raise InterruptedByUserError(
-            f"interrupted; what {finished} finished epochs have written is kept in {options.out}"
+            f"interrupted after {finished} finished epochs; their checkpoints are kept in {folder}"
         ) from None
     return result
 

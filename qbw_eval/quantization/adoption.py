@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qbw_eval.nested import for_each_tensor
 from qbw_eval.quantization.bitwidths import offered_bitwidths, quantized_layers, restored, set_bitwidth
 from qbw_eval.quantization.layers import BitwidthError, QuantConv2d, QuantizedLayer, Quantizers, QuantLinear
-from qbw_eval.quantization.numerics import FULL_PRECISION
+from qbw_eval.quantization.numerics import DOREFA_EPSILON, FULL_PRECISION
 from qbw_eval.quantization.protocol import Said, said_by, step_of
 
 StandIn = QuantConv2d | QuantLinear
@@ -36,6 +36,9 @@ _Activations = Literal["dorefa", "pact", "lsq"]
 
 _ROUNDING: Final = "equal but for rounding"
 _CLOSE: Final = 1e-9
+
+_EPSILONS: Final = (DOREFA_EPSILON, 0.0)
+"""DoReFa's formula as the seed family and as the paper has it; where weights are small they round differently."""
 
 _SPREADS: Final = (0.5, 4.0, 100.0)
 """Standard deviations of the random inputs: most values inside what a quantizer clips, and most outside."""
@@ -66,7 +69,9 @@ class Adopted:
             said.append(f"{_layers(rounding)} as ours where integers are computed with, being equal but for rounding")
         if self.refused:
             name, why = next(iter(self.refused.items()))
-            said.append(f"{_layers(len(self.refused))} as they are, such as {name}: {why}")
+            one = len(self.refused) == 1
+            as_is = "as it is," if one else "as they are, such as"
+            said.append(f"{_layers(len(self.refused))} {as_is} {name}: {why}")
         return said
 
 
@@ -82,32 +87,49 @@ def adopt_layers(model: nn.Module, inputs: Any, options: Sequence[int]) -> Adopt
         inputs: a few samples, on its device.
         options: the bitwidths that will be asked for.
     """
-    stand_ins: dict[nn.Module, StandIn] = {}
-    refused: dict[str, str] = {}
-    names: dict[nn.Module, str] = {}
-    for name, layer in quantized_layers(model).items():
-        said = said_by(layer)
-        if isinstance(layer, QuantizedLayer) or said is None:
-            continue
-        made = _stand_in(layer, said, options)
-        if isinstance(made, str):
-            refused[name] = made
-        else:
-            made.layer_name = name
-            stand_ins[layer], names[layer] = made, name
-    verdicts = _found_out(model, inputs, options, stand_ins) if stand_ins else {}
-    refused |= {names[layer]: why for layer, why in verdicts.items() if why != _ROUNDING}
+    exact: dict[nn.Module, StandIn] = {}
+    rounding: dict[nn.Module, StandIn] = {}
+    refused: dict[nn.Module, str] = {}
+    layers = quantized_layers(model)
+    for epsilon in _EPSILONS:
+        tried: dict[nn.Module, StandIn] = {}
+        for name, layer in layers.items():
+            said = said_by(layer)
+            if isinstance(layer, QuantizedLayer) or said is None or layer in exact:
+                continue
+            if epsilon != _EPSILONS[0] and said.weight != "dorefa":
+                continue  # it would be the same again
+            made = _stand_in(layer, said, options, epsilon)
+            if isinstance(made, str):
+                refused[layer] = made
+            else:
+                made.layer_name = name
+                tried[layer] = made
+        verdicts = _found_out(model, inputs, options, tried) if tried else {}
+        for layer, made in tried.items():
+            verdict = verdicts.get(layer)
+            if verdict is None:
+                exact[layer] = made
+            elif verdict == _ROUNDING:
+                rounding.setdefault(layer, made)
+            else:
+                refused.setdefault(layer, verdict)
+    for_integers = {
+        layer: exact.get(layer) or rounding[layer] for layer in layers.values() if layer in exact | rounding
+    }
     return Adopted(
-        stand_ins={layer: made for layer, made in stand_ins.items() if layer not in verdicts},
-        for_integers={layer: made for layer, made in stand_ins.items() if verdicts.get(layer, _ROUNDING) == _ROUNDING},
-        refused=refused,
+        stand_ins=exact,
+        for_integers=for_integers,
+        refused={name: refused[layer] for name, layer in layers.items() if layer in refused.keys() - for_integers},
     )
 
 
 # --- what a layer says ------------------------------------------------------------------------------------------------
 
 
-def _stand_in(layer: nn.Module, said: Said, options: Sequence[int], *, hooks_are_ours: bool = False) -> StandIn | str:
+def _stand_in(
+    layer: nn.Module, said: Said, options: Sequence[int], epsilon: float, *, hooks_are_ours: bool = False
+) -> StandIn | str:
     """Return a layer of ours with the same parameters that does what a layer says it does; or why there is none."""
     weight, bias, offered = getattr(layer, "weight", None), getattr(layer, "bias", None), offered_bitwidths(layer)
     if not isinstance(weight, nn.Parameter) or not (bias is None or isinstance(bias, nn.Parameter)):
@@ -117,7 +139,12 @@ def _stand_in(layer: nn.Module, said: Said, options: Sequence[int], *, hooks_are
     if any(bits not in (*offered, FULL_PRECISION) for bits in options):
         return f"its bitwidth_options {list(offered)} lack some of {list(options)}"
     try:
-        quantizers = Quantizers(options=offered, weight=said.weight, activation=said.activation)  # type: ignore[arg-type]  # compared above
+        quantizers = Quantizers(
+            options=offered,
+            weight=said.weight,  # type: ignore[arg-type]  # compared above
+            activation=said.activation,  # type: ignore[arg-type]  # compared above
+            dorefa_epsilon=epsilon,
+        )
     except BitwidthError as error:
         return str(error)
     if not hooks_are_ours and (layer._forward_hooks or layer._forward_pre_hooks):
@@ -190,7 +217,7 @@ def _found_out(model: nn.Module, inputs: Any, options: Sequence[int], stand_ins:
             why = _difference(layer, stand_ins[layer], before.pop(layer), arguments[0], output)
             if why is not None:
                 whys[layer] = why
-        elif whys[layer] == _ROUNDING and not _agree_in_double(layer, before.pop(layer), bits):
+        elif whys[layer] == _ROUNDING and not _agree_in_double(layer, before.pop(layer), stand_ins[layer]):
             whys[layer] = _other_outputs(stand_ins[layer])
 
     with restored(model), torch.no_grad():
@@ -225,7 +252,7 @@ def _difference(layer: nn.Module, stand_in: StandIn, given: Tensor, after: Tenso
         _same(stand_in(x), layer.forward(x.clone())) for x in _random_inputs(given)
     ):
         return None
-    return _ROUNDING if _agree_in_double(layer, given, stand_in.curr_bitwidth) else _other_outputs(stand_in)
+    return _ROUNDING if _agree_in_double(layer, given, stand_in) else _other_outputs(stand_in)
 
 
 def _other_outputs(stand_in: StandIn) -> str:
@@ -241,12 +268,17 @@ def _random_inputs(like: Tensor) -> list[Tensor]:
     return [noise * spread for spread in _SPREADS]
 
 
-def _agree_in_double(layer: nn.Module, given: Tensor, bits: int) -> bool:
-    """Return whether a layer, set to `bits`, and what it says it is agree when both compute in float64."""
+def _agree_in_double(layer: nn.Module, given: Tensor, single: StandIn) -> bool:
+    """Return whether a layer and its stand-in, both set to the same bits, agree when they compute in float64."""
+    bits = single.curr_bitwidth
     try:
         double = copy.deepcopy(layer).double()
         said = said_by(double)
-        stand_in = None if said is None else _stand_in(double, said, [bits], hooks_are_ours=True)
+        stand_in = (
+            None
+            if said is None
+            else _stand_in(double, said, [bits], single.quantizers.dorefa_epsilon, hooks_are_ours=True)
+        )
         if not isinstance(stand_in, StandIn):
             return False
         set_bitwidth(stand_in, bits)

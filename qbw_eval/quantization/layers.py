@@ -38,6 +38,7 @@ class Quantizers:
         activation: the quantizer of the layer's input.
         switchable: one clipping value (PACT), step (LSQ, LSQ+) and zero point (LSQ+) per option instead of one for all.
         weight_normalization: divide quantized weights by their standard deviation (`numerics.normalizing_std`).
+        dorefa_epsilon: of `numerics.dorefa_weight`.
     """
 
     options: tuple[int, ...]
@@ -45,6 +46,7 @@ class Quantizers:
     activation: ActivationQuantizer = "dorefa"
     switchable: bool = False
     weight_normalization: bool = False
+    dorefa_epsilon: float = numerics.DOREFA_EPSILON
 
     def __post_init__(self) -> None:
         if not self.options or list(self.options) != sorted(set(self.options)):
@@ -176,7 +178,7 @@ class QuantizedLayer(nn.Module):
         """Return the weights at the current bitwidth before normalization."""
         match self.quantizers.weight:
             case "dorefa":
-                return numerics.dorefa_weight(self.weight, self.curr_bitwidth)
+                return numerics.dorefa_weight(self.weight, self.curr_bitwidth, self.quantizers.dorefa_epsilon)
             case "dorefa_scaled":
                 return numerics.dorefa_scaled_weight(self.weight, self.curr_bitwidth)
             case "lsq":

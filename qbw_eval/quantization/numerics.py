@@ -76,12 +76,17 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return same
 
 
-def dorefa_weight(weight: Tensor, bits: int) -> Tensor:
+DOREFA_EPSILON = 1e-8
+"""What the seed family adds to the largest |tanh(w)|: an all-zero tensor has none to divide by. The paper adds none."""
+
+
+def dorefa_weight(weight: Tensor, bits: int, epsilon: float = DOREFA_EPSILON) -> Tensor:
     """Quantize weights to the odd integers -n, -n+2, ..., n over n (DoReFa-Net, arXiv 1606.06160, equation 9).
 
     Args:
         weight: any shape; the largest magnitude of tanh(weight) is taken over all of it.
         bits: 1 to 31; 32 returns `weight` itself.
+        epsilon: what is added to that largest magnitude.
 
     Returns:
         The same shape, within [-1, 1].
@@ -90,7 +95,7 @@ def dorefa_weight(weight: Tensor, bits: int) -> Tensor:
         return weight
     n = largest_integer(bits)
     t = torch.tanh(weight)
-    t = t / (2 * (t.abs().max() + 1e-8)) + 0.5  # 1e-8: an all-zero tensor has no largest magnitude to divide by
+    t = t / (2 * (t.abs().max() + epsilon)) + 0.5
     return 2 * round_straight_through(t * n) / n - 1
 
 

@@ -239,6 +239,31 @@ def test_a_layer_that_differs_in_the_last_place_is_run_as_ours_only_with_integer
         assert torch.equal(found, expected)
 
 
+class AsInTheSeed(Conv):
+    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, bits, n = dorefa_activation(x, self.curr_bitwidth), self.curr_bitwidth, 2**self.curr_bitwidth - 1
+        t = self.weight.tanh()
+        t = t / (2 * (t.abs().max() + 1e-8)) + 0.5
+        return a, self.weight if bits == 32 else 2 * torch.round(t * n) / n - 1
+
+
+@pytest.mark.parametrize("kind", [Conv, AsInTheSeed])
+def test_small_weights_round_as_the_layers_own_formula_has_it(kind: Any) -> None:
+    """The seed family adds 1e-8 to the largest |tanh(w)|, the paper does not: a difference where that is small."""
+    network = Network(kind)
+    with torch.no_grad():
+        for layer in (network.first, network.second):
+            layer.weight.mul_(1e-4)
+    weights = [dorefa_weight(network.first.weight, 8), AsInTheSeed.quantized(network.first, X[:, :1])[1]]
+    assert not torch.equal(*weights)
+    adopted = adopt_layers(network, X[:2], OPTIONS)
+    assert (len(adopted.stand_ins), adopted.refused) == (3, {})
+    assert torch.equal(adopted.stand_ins[network.first].quantize_weight(), weights[kind is AsInTheSeed])
+    engine = IncrementalEngine(network, LAYERS, X[:2], 10**7, adopted.stand_ins)
+    for found, expected in zip(logits(engine), logits(ReferenceEngine(network, LAYERS)), strict=True):
+        assert torch.equal(found, expected)
+
+
 # --- who is not what he says ------------------------------------------------------------------------------------------
 
 
@@ -341,7 +366,12 @@ class Asks(Network):
 def test_a_layer_is_left_as_it_is_where_something_else_looks_on_or_calls_it_in_another_way() -> None:
     network = Network(Conv)
     hook = network.first.register_forward_hook(lambda _module, _arguments, output: output + 1)
-    assert adopt_layers(network, X[:2], OPTIONS).refused == {"first": "it has forward hooks"}
+    adopted = adopt_layers(network, X[:2], OPTIONS)
+    assert adopted.refused == {"first": "it has forward hooks"}
+    assert adopted.remarks == [
+        "2 layers run as ours, having given the same bits",
+        "1 layer runs as it is, first: it has forward hooks",
+    ]
     hook.remove()
     lacking = "its bitwidth_options [2, 4, 8] lack some of [8, 16]"
     assert adopt_layers(network, X[:2], [8, 16]).refused == dict.fromkeys(LAYERS, lacking)

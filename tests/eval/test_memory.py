@@ -109,6 +109,23 @@ def test_what_a_container_may_still_take(tmp_path: Path, limit: str | None, used
     assert memory._left_in_cgroup(tmp_path) == left
 
 
+@pytest.mark.parametrize(("limit", "found"), [("1000\n", [1000]), ("max\n", []), ("", []), (None, [])])
+def test_what_a_container_may_take_in_all(tmp_path: Path, limit: str | None, found: list[int]) -> None:
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    assert memory._limit_of_cgroup(tmp_path) == found
+
+
+def test_there_is_no_more_memory_than_the_least_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_limit_of_cgroup", lambda: [])
+    everything = memory.total_memory()
+    assert everything >= free_memory(CPU) > 0
+    monkeypatch.setattr(memory, "_limit_of_cgroup", lambda: [400])
+    assert memory.total_memory() == 400
+    monkeypatch.setattr(memory, "_limit_of_cgroup", lambda: [2 * everything])
+    assert memory.total_memory() == everything
+
+
 def test_page_cache_that_can_be_given_back_is_not_taken(tmp_path: Path) -> None:
     for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 150\ninactive_file 700\nslab 50\n")):
         (tmp_path / f"memory.{name}").write_text(text)

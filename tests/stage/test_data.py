@@ -471,9 +471,11 @@ def test_a_torch_file_of_something_else_says_what_it_holds(content: object, foun
 
 
 def test_a_torch_file_that_wants_to_run_something_is_refused(tmp_path: Path) -> None:
-    path = as_pt(tmp_path / "d.pt", {"inputs": np.zeros(3)})
-    with pytest.raises(CheckpointError, match=r"d\.pt: wants to run .*numpy\.ndarray.* while loading"):
+    canary = tmp_path / "canary"
+    path = as_pt(tmp_path / "d.pt", {"inputs": Runs(f"touch {canary}")})
+    with pytest.raises(CheckpointError, match=r"d\.pt: wants to run .*system.* while loading"):
         load(path)
+    assert not canary.exists()
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

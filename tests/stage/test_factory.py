@@ -5,7 +5,6 @@ import doctest
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -643,10 +642,10 @@ REPOSITORY = Path(__file__).parent.parent.parent
 @pytest.fixture
 def documented(place: Path) -> Iterator[Path]:
     """The README's example, its network the one of docs/protocol.md."""
-    (yaml,) = re.findall(r"  ```yaml\n(.*?)  ```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    (yaml,) = re.findall(r"```yml\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
     (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/protocol.md").read_text(), flags=re.DOTALL)
     (place / "nets.py").write_text(code)
-    (place / "mine.yaml").write_text(textwrap.dedent(yaml))
+    (place / "mine.yaml").write_text(yaml)
     namespace: dict[str, Any] = {"__name__": "documented"}
     exec(code, namespace)
     save(place, randomized(namespace["make"](16, 10)).state_dict())
@@ -655,7 +654,7 @@ def documented(place: Path) -> Iterator[Path]:
 
 
 def test_the_documented_network_is_evaluated_and_its_layers_get_the_fast_engines(documented: Path) -> None:
-    for command in re.findall(r"  qbw-eval ([^#]*?) +#", (REPOSITORY / "README.md").read_text()):
+    for command in re.findall(r"qbw-eval (\w+ epoch_12[^#]*?) +#", (REPOSITORY / "README.md").read_text()):
         words = command.split()
         outcome = qbw_eval(*words, *(("--records", "records") if words[0] == "run" else ()))
         assert outcome.code == 0, outcome.stderr

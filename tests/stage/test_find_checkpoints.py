@@ -62,7 +62,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder: Path) -> No
     [
         ("nowhere", "nowhere: no such file or folder; name a checkpoint, a folder of checkpoints or a glob"),
         ("*.onnx", "*.onnx: no file matches the pattern; name a checkpoint, a folder of checkpoints or a glob"),
-        ("x.pt", "x.pt: a folder without checkpoints; expected files that end in .pt, .pth or .pth.tar"),
+        ("x.pt", "x.pt: a folder without checkpoints; expected files that end in .pt, .pth, .pth.tar or .safetensors"),
         ("x.*t", "x.*t: no file matches the pattern; name a checkpoint, a folder of checkpoints or a glob"),
     ],
 )

@@ -158,7 +158,7 @@ def test_every_column_is_what_an_independent_computation_says(
         assert began <= row["evaluated_at"] <= ended
         assert row["qbw_version"] == importlib.metadata.version("qbw")
         assert row["torch_version"] == torch.__version__
-        assert json.loads(row["extras_json"]) == {}
+        assert json.loads(row["extras_json"]) == {"val_acc": content["val_acc"]}
     assert len({row["record_id"] for row in rows}) == len(rows)
     assert len({row["model_id"] for row in rows}) == len({row["plan_id"] for row in rows}) == 1
 
@@ -259,7 +259,8 @@ def test_files_with_the_same_bytes_are_evaluated_once(tiny_checkpoints: Path, re
     shutil.copy(tiny_checkpoints / "epoch_002.pt", copy)
     outcome = run(tiny_checkpoints / "epoch_002.pt", copy, "--limit", 8, "--num-configs", 2, records=records)
     assert (
-        f"{copy}: the same bytes as {tiny_checkpoints / 'epoch_002.pt'}; evaluated once" in outcome.stderr.splitlines()
+        f"{copy}: the same weights and epoch as {tiny_checkpoints / 'epoch_002.pt'}; evaluated once"
+        in outcome.stderr.splitlines()
     )
     assert [row["checkpoint"] for row in rows_in(records)] == ["epoch_002.pt"] * 2
 
@@ -373,6 +374,7 @@ def test_json_says_the_same_as_the_rows(tiny_checkpoints: Path, records: Path) -
                 "mean_accuracy": pytest.approx(statistics.fmean(accuracies)),
                 "min_accuracy": min(accuracies),
                 "max_accuracy": max(accuracies),
+                "val_acc": torch.load(tiny_checkpoints / name, weights_only=True)["val_acc"],
             }
         )
     assert told == {"records": str(records), "checkpoints": expected}
@@ -398,7 +400,8 @@ def test_verbose_prints_the_seed_documents_line_for_every_row_and_quiet_nothing(
     accuracies = [row["accuracy"] for row in rows_in(records)][2:]
     table = [line.split() for line in outcome.stdout.splitlines() if line.startswith("epoch_003.pt")]
     mean, low, high = f"{statistics.fmean(accuracies):.4f}", f"{min(accuracies):.4f}", f"{max(accuracies):.4f}"
-    assert table == [["epoch_003.pt", "3", "40", "5", "2", "3", mean, f"{low}-{high}"]]
+    said = f"{read_checkpoint(tiny_checkpoints / 'epoch_003.pt').val_acc:.4f}"
+    assert table == [["epoch_003.pt", "3", "40", "5", "2", "3", mean, f"{low}-{high}", said]]
 
 
 def test_an_experiment_file_that_leaves_shapes_to_the_data_names_the_same_evaluation(
@@ -514,7 +517,7 @@ def test_ctrl_c_while_training_says_what_is_kept(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "runs" / "e" / "checkpoints"
     assert outcome.code == 130
     assert outcome.stderr.splitlines()[-1] == (
-        f"qbw-eval: error: interrupted; 1 finished checkpoints are kept in {folder}"
+        f"qbw-eval: error: interrupted after 1 finished epochs; their checkpoints are kept in {folder}"
     )
     assert [path.name for path in folder.iterdir()] == ["epoch_001.pt"]
 

@@ -55,7 +55,7 @@ def test_their_checkpoint_and_a_file_that_names_only_data_give_rows(place: Path)
     shutil.copy(path, place / "theirs/model_latest.pth.tar")  # as their training does
     words = (place / "theirs", "--config", place / "data.yaml", "--engine", "incremental")
     outcome = run(place, *words)
-    assert "model_latest.pth.tar: the same bytes as" in outcome.stderr
+    assert "model_latest.pth.tar: the same weights and epoch as" in outcome.stderr
     rows = rows_in(place)
     checkpoint = read_checkpoint(path, load_evaluation_file(place / "data.yaml"))
     model = load_network(checkpoint.experiment, checkpoint.state, "here")
@@ -122,4 +122,6 @@ def test_our_own_checkpoints_can_be_evaluated_on_other_data_too(tiny_checkpoints
     run(place, tiny_checkpoints / "epoch_003.pt", "--config", place / "data.yaml")
     rows = rows_in(place)
     assert [(row["experiment"], row["num_samples"], row["seed"]) for row in rows] == [("theirs", 4, 2)] * 5
-    assert {row["extras_json"] for row in rows} == {"{}"}
+    assert {row["extras_json"] for row in rows} == {
+        json.dumps({"val_acc": read_checkpoint(tiny_checkpoints / "epoch_003.pt").val_acc})
+    }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_data import Runs
 from torch import Tensor
 
 from qbw_eval.checkpoints.safe_load import CheckpointError
@@ -389,9 +390,11 @@ def test_files_that_are_not_there_or_no_torch_files_are_named(folder: Path) -> N
 
 
 def test_a_sample_that_wants_to_run_something_is_refused(folder: Path) -> None:
-    torch.save({"data": {"front": np.zeros(3)}, "label": 1}, folder / "val/3.pt")
-    with pytest.raises(CheckpointError, match=r"val/3\.pt: wants to run .*numpy\.ndarray.* while loading"):
+    canary = folder / "canary"
+    torch.save({"data": {"front": Runs(f"touch {canary}")}, "label": 1}, folder / "val/3.pt")
+    with pytest.raises(CheckpointError, match=r"val/3\.pt: wants to run .*system.* while loading"):
         load(folder)
+    assert not canary.exists()
 
 
 # --- indices ----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ quantization:
 """
 
 
+WAY_ROUND = ", or name it with --trust-pickle too, which lets whoever wrote it do on this machine all that you can"
 IMAGE_FOLDER = {"source": "image_folder", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}
 
 
@@ -123,7 +124,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "folder without checkpoints": Mistake(
         lambda p: ["run", p.inside("notes/a.txt", 1)],
-        "notes: a folder without checkpoints; expected files that end in .pt, .pth or .pth.tar",
+        "notes: a folder without checkpoints; expected files that end in .pt, .pth, .pth.tar or .safetensors",
         2,
     ),
     "glob without matches": Mistake(
@@ -131,19 +132,28 @@ MISTAKES: dict[str, Mistake] = {
         "epoch_*.pt: no file matches the pattern; name a checkpoint, a folder of checkpoints or a glob",
         2,
     ),
+    "trusts another file": Mistake(
+        run(lambda p: p.write("a.pt", p.good), "--trust-pickle", "b.pt"),
+        "--trust-pickle b.pt: is none of the checkpoints named; name the very file",
+        2,
+    ),
+    "more than --max-bytes": Mistake(
+        run(lambda p: p.write("a.pt", b"PK" * 600), "--max-bytes", "1kB"),
+        "a.pt: holds 1,200 bytes, more than the 1,000 that a checkpoint may; allow it more with --max-bytes",
+    ),
     # --- what is in the file
     "text file": Mistake(
         run(lambda p: p.write("a.pt", "these are no weights\n")),
-        "a.pt: expected a file written by torch.save (a zip archive), found text",
+        "a.pt: expected a file written by torch.save, found text",
     ),
     "empty file": Mistake(
         run(lambda p: p.write("a.pt", b"")),
-        "a.pt: expected a file written by torch.save (a zip archive), found an empty file; is it still being written?",
+        "a.pt: expected a file written by torch.save, found an empty file; is it still being written?",
     ),
     "truncated zip": Mistake(
         run(lambda p: p.write("a.pt", p.good[:-3000])),
-        "a.pt: expected a file written by torch.save (a zip archive), found a zip that was cut short; is it "
-        "still being written or copied?",
+        "a.pt: expected a file written by torch.save, found a zip archive that was cut short; is it still being "
+        "written or copied?",
     ),
     "one byte changed": Mistake(
         run(lambda p: p.write("a.pt", p.good.replace(b"bitwidth_options", b"bitwidth_0ptions", 1))),
@@ -152,12 +162,12 @@ MISTAKES: dict[str, Mistake] = {
     "wants os.system": Mistake(
         run(lambda p: p.checkpoint(config=Runs())),
         "bad.pt: wants to run posix.system while loading, which QBW never does; save it again with tensors, "
-        "numbers and strings only",
+        f"numbers and text only{WAY_ROUND}",
     ),
     "whole module": Mistake(
         run(lambda p: p.checkpoint(model_state_dict=torch.nn.Linear(1, 1))),
-        "bad.pt: wants to run torch.nn.modules.linear.Linear while loading, which QBW never does; save it "
-        "again with tensors, numbers and strings only",
+        "bad.pt: holds a whole network (torch.nn.modules.linear.Linear), which only its own code can read; "
+        f"save its state_dict() instead{WAY_ROUND}",
     ),
     "no model_state_dict": Mistake(
         run(lambda p: p.checkpoint(without="model_state_dict")),

@@ -32,6 +32,10 @@ EXPECTED = (
     "readers: duckdb",
     "readers: polars",
     "identity",
+    "legitimate checkpoints",
+    "hostile checkpoints",
+    "control: hostile checkpoints, read by pickle",
+    "mutated checkpoints",
 )
 """The tests in the order of the table; one without a line is shown as not run."""
 
