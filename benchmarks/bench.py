@@ -20,6 +20,7 @@ from benchmarks.figures import Figure
 from benchmarks.help import help_times
 from benchmarks.loading import loading_figures
 from benchmarks.machine import machine_line
+from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
 from benchmarks.prepared import prepare
 from benchmarks.store import append_time
@@ -34,6 +35,7 @@ _QUICK_SECONDS = 60.0
 _FIRST = Bounds(loop=12, plain=6, floor=1.8, sweep=0.6)
 _FIRST_AT_HIGH_BITS = Bounds(loop=3)
 _MEMORY = 3.0
+_MEASUREMENTS = 1.03
 """Set for two cores with AMX, and for ResNet-18 alone."""
 
 
@@ -62,6 +64,10 @@ def measure_all(
             yield memory_figures(
                 prepared, engines, 1 if quick else _FEW_ROUNDS, _MEMORY if device.type == "cpu" else None
             )
+            yield measurement_figures(
+                prepared, effort.rounds, _MEASUREMENTS if device.type == "cpu" else None, limit_s=effort.limit_s / 3
+            )
+            yield many_classes_figures(device, effort.rounds)
             if not quick:
                 yield growth_figures(prepared, min(effort.rounds, _FEW_ROUNDS))
     if device.type == "cpu" and not quick and not only:

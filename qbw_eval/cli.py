@@ -35,6 +35,21 @@ class _Bitwidths(click.ParamType[tuple[int, ...]]):
         return tuple(sorted({int(word) for word in words}))
 
 
+class _Measurements(click.ParamType[frozenset[str]]):
+    """Names of measurements with commas between; they are the fields of `tally.Measures` that are on by default."""
+
+    name = "name,name,..."
+    skippable = ("agreement", "kl", "mask", "top5")
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
+        words = [word.strip() for word in str(value).split(",")]
+        for word in words:
+            if word not in self.skippable:
+                known = ", ".join(self.skippable)
+                self.fail(f"expected some of {known} with commas between, found {word!r}", param, ctx)
+        return frozenset(words)
+
+
 class _Size(click.ParamType[int]):
     """Bytes, in words."""
 
@@ -169,13 +184,15 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="What computes the rows; auto picks the fastest that is right, and says why.",
 )
+@click.option("--skip", type=_Measurements(), help="What not to measure: agreement, kl, mask, top5, commas between.")
+@click.option("--per-class", is_flag=True, help="Count samples and hits of every class too.")
 @click.option("--memory", type=_Size(), help="For data, weights and activations, such as 4GiB.  [default: 1/4 of free]")
 @click.option("--data-root", type=click.Path(path_type=Path), help=_DATA_ROOT_HELP)
 @_MAX_BYTES
 @_TRUST
 @click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
 @click.option("--resume/--no-resume", default=True, help="Skip what is in the records; or evaluate all of it again.")
-@click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and what it takes; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option("--verbose", "-v", is_flag=True, help="Print every configuration as it is finished.")

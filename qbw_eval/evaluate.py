@@ -4,14 +4,13 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings, sample
@@ -19,7 +18,8 @@ from qbw_eval.data.batches import Batch, Batches, batches_on
 from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.split import Split
 from qbw_eval.engine.choose import Engine, choose_engine
-from qbw_eval.engine.tally import Measurement, Tally, predictions_of
+from qbw_eval.engine.comparison import Comparison
+from qbw_eval.engine.tally import Measurement, Measures, Tally
 from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory
 from qbw_eval.nested import bytes_of, samples, to_device
 from qbw_eval.networks.build import load_network, with_layer_options
@@ -53,6 +53,7 @@ class EvaluationSettings:
         memory: bytes that data on the device, weights and activations may take together; None for a quarter of what is
             free.
         tf32: allow TensorFloat-32 on CUDA, which changes results and so the rows' identity.
+        measures: what is measured beside accuracy and loss; it changes no result and so no row's identity.
     """
 
     sampler: str
@@ -68,6 +69,7 @@ class EvaluationSettings:
     cost: str | None = None
     base: int | None = None
     given: Given | None = None
+    measures: Measures = field(default_factory=Measures)
 
     def of_sampler(self, layer_names: Sequence[str]) -> SamplerSettings:
         """Return what the sampler is told, for a network of these layers.
@@ -142,7 +144,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _too_little_memory(checkpoint, settings.device) from None
+        raise too_little_memory(checkpoint, settings.device) from None
     plan = Plan(
         sampler=settings.sampler,
         seed=settings.seed,
@@ -172,7 +174,8 @@ def _probed(split: Split, device: torch.device) -> Any:
     return to_device(samples(split.inputs, slice(_PROBED_SAMPLES)), device)
 
 
-def _too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError:
+def too_little_memory(checkpoint: Checkpoint, device: torch.device) -> QBWError:
+    """Return the error of a device on which not one sample fits."""
     return QBWError(
         f"{checkpoint.path}: {device} has not memory enough for one sample; free some, or use another --device"
     )
@@ -212,8 +215,9 @@ def evaluate(
 ) -> Iterator[pa.Table]:
     """Yield the rows of each chunk, in the schema of `schemas.records`; a chunk is asked for when its turn has come.
 
-    Each batch meets every configuration of a chunk. The reference configuration's predictions are computed once, with
-    the first chunk. Where memory runs out the batch is halved, and the chunk begins anew.
+    Each batch meets every configuration of a chunk. What the reference configuration makes of the data is computed with
+    the first chunk, and kept for the others where there is room. Where memory runs out the batch is halved, and the
+    chunk begins anew.
 
     Args:
         evaluation: what to run.
@@ -226,7 +230,7 @@ def evaluate(
         DataError: the data have changed on the disk meanwhile.
         QBWError: there is not memory enough for one sample.
     """
-    plan, provenance = evaluation.plan, _provenance(evaluation)
+    plan, provenance = evaluation.plan, provenance_of(evaluation)
     model, failing = evaluation.checkpoint.experiment.model, f"{evaluation.checkpoint.path}: its network fails"
     batch_size: int | None = None
     data: _Data | None = None
@@ -237,15 +241,17 @@ def evaluate(
             counted = _Counted(advance, len(chunk) / len(evaluation.split))
             try:
                 with running(model, failing):
-                    batch_size = batch_size or _batch_size(evaluation, chunk, tell)
+                    batch_size = batch_size or batch_size_for(evaluation, chunk, tell)
                     data = data or _Data.of(evaluation, batch_size)
-                    measurements = measure(evaluation.engine, data.batches, chunk, data.reference, counted)
+                    measurements = measure(
+                        evaluation.engine, data.batches, chunk, data.reference, counted, evaluation.settings.measures
+                    )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 batch_size = (batch_size or _wanted_batch_size(evaluation)) // 2
                 if batch_size == 0:
-                    raise _too_little_memory(evaluation.checkpoint, evaluation.settings.device) from None
+                    raise too_little_memory(evaluation.checkpoint, evaluation.settings.device) from None
                 tell(f"out of memory on {evaluation.settings.device}: going on with batches of {_samples(batch_size)}")
                 data = None
                 counted.take_back()
@@ -262,18 +268,31 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Data:
-    """The batches, and the classes that the reference configuration predicts for each."""
+    """The batches, and what configurations are compared with on each; None where nothing is compared."""
 
     batches: Batches
-    reference: Sequence[Tensor]
+    reference: Comparison | None
 
     @classmethod
     def of(cls, evaluation: Evaluation, batch_size: int) -> "_Data":
         """Make batches; all of them are on a GPU at once where the budget allows it."""
         split, settings = evaluation.split, evaluation.settings
         resident = settings.device.type == "cpu" or bytes_of(split.inputs) <= evaluation.budget.data
-        batches = batches_on(split, batch_size, settings.device, resident=resident)
-        return cls(batches, predict(evaluation.engine, batches, evaluation.plan.reference))
+        return cls(batches_on(split, batch_size, settings.device, resident=resident), comparison_of(evaluation))
+
+
+def comparison_of(evaluation: Evaluation) -> Comparison | None:
+    """Return what configurations are compared with; None where nothing is.
+
+    What the samples on a GPU leave of their share of the budget is for its results; on the CPU they lie in memory
+    anyway.
+    """
+    budget, measures = evaluation.budget, evaluation.settings.measures
+    if not measures.comparisons:
+        return None
+    size = 0 if evaluation.settings.device.type == "cpu" else bytes_of(evaluation.split.inputs)
+    limit = budget.data - size if size <= budget.data else budget.data
+    return Comparison(evaluation.engine, evaluation.plan.reference, limit, kl=measures.kl)
 
 
 def _samples(count: int) -> str:
@@ -284,7 +303,7 @@ def _wanted_batch_size(evaluation: Evaluation) -> int:
     return min(evaluation.settings.batch_size, len(evaluation.split))
 
 
-def _batch_size(
+def batch_size_for(
     evaluation: Evaluation, configurations: Sequence[BitwidthConfiguration], tell: Callable[[str], object]
 ) -> int:
     """Return the batch size asked for, or a fitting one where so many do not fit into the budget.
@@ -324,8 +343,9 @@ def measure(
     engine: Engine,
     batches: Iterable[Batch],
     configurations: Sequence[BitwidthConfiguration],
-    reference: Sequence[Tensor] | None = None,
+    reference: Comparison | None = None,
     advance: Callable[[int], object] = lambda _samples: None,
+    measures: Measures | None = None,
 ) -> list[Measurement]:
     """Return what each configuration scores on the batches.
 
@@ -335,29 +355,24 @@ def measure(
         engine: what computes logits.
         batches: in data order, on the engine's device.
         configurations: N configurations.
-        reference: per batch, the (N,) classes to measure agreement against.
+        reference: what they are compared with.
         advance: told how many samples every configuration has just met, once a batch.
+        measures: what is measured; all that `Measures` does unless told otherwise.
     """
-    tallies = [Tally() for _ in configurations]
+    tallies = [Tally(measures or Measures()) for _ in configurations]
     with torch.no_grad():
         for number, batch in enumerate(batches):
+            compared = None if reference is None else reference.of(number, batch)
             # Closed even where a tally fails, or the network would keep this configuration's bits.
             with closing(engine.logits(batch.inputs, configurations)) as results:
                 for position, logits in results:
-                    tallies[position].update(logits, batch.labels, reference[number] if reference else None)
+                    tallies[position].update(logits, batch.labels, compared)
             advance(len(batch.labels))
     return [tally.finish() for tally in tallies]
 
 
-def predict(engine: Engine, batches: Iterable[Batch], configuration: BitwidthConfiguration) -> list[Tensor]:
-    """Return, per batch, the (N,) classes that one configuration predicts, on the engine's device."""
-    with torch.no_grad():
-        return [
-            predictions_of(logits) for batch in batches for _, logits in engine.logits(batch.inputs, [configuration])
-        ]
-
-
-def _provenance(evaluation: Evaluation) -> Provenance:
+def provenance_of(evaluation: Evaluation) -> Provenance:
+    """Return what all rows of an evaluation say about where they came from."""
     checkpoint, device = evaluation.checkpoint, evaluation.settings.device
     return Provenance(
         experiment=checkpoint.experiment.experiment,

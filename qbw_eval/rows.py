@@ -90,8 +90,8 @@ def _row(
         "correct": measurement.correct,
         "correct_mask": measurement.correct_mask,
         "agreement": measurement.agreement,
-        "kl_divergence": None,
-        "top5_correct": None,
-        "correct_per_class": None,
-        "samples_per_class": None,
+        "kl_divergence": measurement.kl_divergence,
+        "top5_correct": measurement.top5_correct,
+        "correct_per_class": measurement.correct_per_class,
+        "samples_per_class": measurement.samples_per_class,
     }

@@ -19,6 +19,7 @@ different numbers of configurations cannot publish overlapping parts either: eac
 import contextlib
 import errno
 import uuid
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -34,6 +35,9 @@ from schemas.parts import ANCHOR_NAME, NewerPartError, decode_part, encode_part,
 
 _DEAD_AFTER_S = 3600.0
 """A temporary file lives for milliseconds; one this old was left by a dead process, whatever the clocks disagree by."""
+
+_OPTIONAL = ("agreement", "correct_mask", "kl_divergence", "top5_correct", "correct_per_class")
+"""Columns that are null where somebody did not want them measured, or where QBW could not yet."""
 
 COMPACT_PREFIX = "compact-"
 """How the names of parts begin that hold rows of several checkpoints or plans."""
@@ -71,17 +75,29 @@ class RecordStore:
             StoreError: a part is damaged, and evaluating the rest would not make the records readable; or the disk
                 does not promise to keep the parts.
         """
-        prefix = _prefix(checkpoint_id, plan_id)
-        indices: set[int] = set()
-        for name in self._names(self.records):
-            if name.startswith((prefix, COMPACT_PREFIX)) and name.endswith(".parquet"):
-                part = self._identities(name)
-                # The name holds the beginnings of the hashes only; the rows hold all of them.
-                mine = pc.and_(pc.equal(part["checkpoint_id"], checkpoint_id), pc.equal(part["plan_id"], plan_id))
-                indices |= set(part.filter(mine)["config_index"].to_pylist())
+        indices = {index for rows in self._rows(checkpoint_id, plan_id) for index in rows["config_index"].to_pylist()}
         if indices:
             self._keep_names(self.records)
         return indices
+
+    def lacking(self, checkpoint_id: str, plan_id: str) -> set[str]:
+        """Return the names of measurements that are null in some committed row of a plan.
+
+        Raises:
+            StoreError: a part is damaged.
+        """
+        parts = list(self._rows(checkpoint_id, plan_id))
+        return {name for name in _OPTIONAL if any(pc.any(rows[name]).as_py() for rows in parts)}
+
+    def _rows(self, checkpoint_id: str, plan_id: str) -> Iterator[pa.Table]:
+        """Yield, part by part, what is remembered of the rows of a plan."""
+        prefix = _prefix(checkpoint_id, plan_id)
+        for name in self._names(self.records):
+            if name.startswith((prefix, COMPACT_PREFIX)) and name.endswith(".parquet"):
+                part = self._remembered(name)
+                # The name holds the beginnings of the hashes only; the rows hold all of them.
+                mine = pc.and_(pc.equal(part["checkpoint_id"], checkpoint_id), pc.equal(part["plan_id"], plan_id))
+                yield part.filter(mine)
 
     def _names(self, folder: Path) -> list[str]:
         try:
@@ -101,10 +117,14 @@ class RecordStore:
                 f"{path.parent}: {error.format_message()}: qbw-eval verify {path.parent} --quarantine"
             ) from None
 
-    def _identities(self, name: str) -> pa.Table:
-        """Return the columns of a part that say which rows it holds; parts never change, so each is read once."""
+    def _remembered(self, name: str) -> pa.Table:
+        """Return which rows a part holds, and where they have nulls; parts never change, so each is read once."""
         if name not in self._seen:
-            self._seen[name] = self._read(self.records / name).select(["checkpoint_id", "plan_id", "config_index"])
+            part = self._read(self.records / name)
+            remembered = part.select(["checkpoint_id", "plan_id", "config_index"])
+            for column in _OPTIONAL:
+                remembered = remembered.append_column(column, pc.is_null(part[column]))
+            self._seen[name] = remembered
         return self._seen[name]
 
     def claimed(self, checkpoint_id: str, plan_id: str, first: int, chunk_size: int) -> AbstractContextManager[bool]:

@@ -15,11 +15,13 @@ from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.commands.dry_run import DryRun
 from qbw_eval.commands.sampler_options import SamplerOptions, read_configurations, resolve
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import Split, SplitName
+from qbw_eval.engine.tally import Measures, has_top5
 from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
 from qbw_eval.experiment import Experiment, WithoutNetwork, load_evaluation_file
 from qbw_eval.memory import keep_freed_memory
@@ -43,6 +45,8 @@ class RunOptions:
     limit: int | None
     split: SplitName
     engine: str
+    skip: frozenset[str] | None
+    per_class: bool
     memory: int | None
     data_root: Path | None
     max_bytes: int | None
@@ -89,7 +93,9 @@ def run_command(options: RunOptions) -> None:
     allow_tf32(options.tf32)
     keep_freed_memory()
     store = RecordStore(options.records)
-    store.sweep()
+    if not options.dry_run:
+        store.sweep()
+    dry_run = DryRun() if options.dry_run else None
     earlier = signal.signal(signal.SIGTERM, _terminate)
     outcomes: list[Outcome] = []
     failed: list[Path] = []
@@ -98,6 +104,9 @@ def run_command(options: RunOptions) -> None:
     try:
         for evaluation in _evaluations(paths, trusted, instead, options, given, device, store, failed):
             outcomes.append(_run_one(evaluation, store, options, committed, told))
+            if dry_run is not None:
+                plan = evaluation.plan
+                dry_run.add(evaluation, plan.chunks(store.done(evaluation.checkpoint.sha256, plan.plan_id)))
     except (KeyboardInterrupt, _TerminatedError) as stop:
         sentence = (
             f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
@@ -109,7 +118,7 @@ def run_command(options: RunOptions) -> None:
         raise error(sentence) from None
     finally:
         signal.signal(signal.SIGTERM, earlier)
-    _print(outcomes, options)
+    _print(outcomes, options, dry_run)
     if failed:
         raise QBWError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated; the sentences above say why")
 
@@ -189,6 +198,7 @@ def _settings(
         engine=options.engine,
         memory=options.memory,
         tf32=options.tf32 and device.type == "cuda",
+        measures=Measures(per_class=options.per_class, **dict.fromkeys(options.skip or (), False)),
     )
 
 
@@ -213,6 +223,7 @@ def _run_one(
             f"only {total} exist"
         )
     done = store.done(checkpoint.sha256, plan.plan_id) & {c.index for c in plan.configurations}
+    _tell_what_is_lacking(evaluation, store, told)
     accuracies: list[float] = []
     if not options.dry_run:
         store.add_layers(plan.table)  # before any work, so that a folder that cannot be written is told at once
@@ -246,6 +257,26 @@ def _run_one(
     )
 
 
+def _tell_what_is_lacking(evaluation: Evaluation, store: RecordStore, told: set[str]) -> None:
+    """Say, once for all checkpoints, what was not measured for rows that are there and would be now."""
+    measures, plan = evaluation.settings.measures, evaluation.plan
+    wanted = {
+        "agreement": measures.agreement,
+        "correct_mask": measures.mask,
+        "kl_divergence": measures.kl,
+        "top5_correct": measures.top5 and has_top5(evaluation.split.num_classes),
+        "correct_per_class": measures.per_class,
+    }
+    lacking = store.lacking(evaluation.checkpoint.sha256, plan.plan_id) & {name for name in wanted if wanted[name]}
+    sentence = (
+        f"rows that are there have no {', '.join(sorted(lacking))}, which was not measured for them, and stay as they "
+        "are; --no-resume evaluates all of it again"
+    )
+    if lacking and sentence not in told:
+        _tell(sentence)
+        told.add(sentence)
+
+
 def _claimed_chunks(
     evaluation: Evaluation, store: RecordStore, done: set[int]
 ) -> Iterator[list[BitwidthConfiguration]]:
@@ -271,10 +302,11 @@ def _tell(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def _print(outcomes: list[Outcome], options: RunOptions) -> None:
-    """Print the outcomes on stdout, and where the rows are."""
+def _print(outcomes: list[Outcome], options: RunOptions, dry_run: DryRun | None) -> None:
+    """Print the outcomes on stdout, and where the rows are; or would be, and what that would take."""
     if options.as_json:
-        print(json.dumps({"records": str(options.records), "checkpoints": [asdict(o) for o in outcomes]}, indent=2))
+        told = {"records": str(options.records), "checkpoints": [asdict(o) for o in outcomes]}
+        print(json.dumps(told | ({"forecast": dry_run.as_dict(options.records)} if dry_run else {}), indent=2))
         return
     training_said = any(o.val_acc is not None for o in outcomes)
     print_table(
@@ -302,7 +334,8 @@ def _print(outcomes: list[Outcome], options: RunOptions) -> None:
     )
     done, now = sum(o.done_before for o in outcomes), sum(o.evaluated_now for o in outcomes)
     missing = sum(o.configurations for o in outcomes) - done - now
-    if options.dry_run:
+    if dry_run is not None:
+        print("".join(f"{line}\n" for line in dry_run.lines(options.records)), end="")
         print(f"Dry run: {missing} configurations would be evaluated; {done} are in {options.records}.")
     elif now == 0:
         print(f"Nothing to do: all {done} rows are in {options.records}.")

@@ -321,25 +321,69 @@ def costs(bits: Sequence[int], weights: Sequence[int], macs: Sequence[int], larg
     }
 
 
-def tally(logits: Floats, labels: NDArray[np.int64], reference: NDArray[np.int64] | None) -> dict[str, Any]:
-    """What a configuration scored, sample by sample."""
-    predicted, losses = [], []
-    for row, label in zip(logits, labels, strict=True):
-        if np.isnan(row).any():
-            predicted.append(-1)
-            losses.append(math.nan)
-            continue
-        predicted.append(int(row.argmax()))
-        shifted = row - row.max()
-        losses.append(math.log(math.fsum(np.exp(shifted))) - shifted[label])
+def softmax_logarithms(row: Floats) -> list[float]:
+    """The logarithms of one sample's softmax; NaN where a logit is NaN or plus infinity, or all are minus infinity."""
+    largest = max(row)
+    if any(map(math.isnan, row)) or math.isinf(largest):
+        return [math.nan] * len(row)
+    total = math.log(math.fsum(math.exp(value - largest) for value in row))
+    return [value - largest - total for value in row]
+
+
+def kl_divergence(p: Sequence[float], q: Sequence[float]) -> float:
+    """KL(p || q) of one sample in nats, from logarithms; 0 log 0 = 0, and p log(p / 0) = infinity."""
+    if any(map(math.isnan, [*p, *q])):
+        return math.nan
+    possible = [(log_p, log_q) for log_p, log_q in zip(p, q, strict=True) if math.exp(log_p) > 0]
+    if any(log_q == -math.inf for _, log_q in possible):
+        return math.inf
+    return math.fsum(math.exp(log_p) * (log_p - log_q) for log_p, log_q in possible)
+
+
+def rank(row: Floats, label: int) -> int:
+    """How many classes come before the label's when sorted by falling logit, the lower of equal ones first."""
+    return sorted(range(len(row)), key=lambda one: (-row[one], one)).index(label)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean, where some may be infinite or NaN."""
+    if any(map(math.isnan, values)) or {math.inf, -math.inf} <= set(values):
+        return math.nan
+    return math.fsum(values) / len(values)
+
+
+def tally(
+    logits: Floats, labels: NDArray[np.int64], reference: Floats | None = None, *, per_class: bool = False
+) -> dict[str, Any]:
+    """What a configuration scored, sample by sample; `reference` are another's logits."""
+    predicted = [-1 if np.isnan(row).any() else int(row.argmax()) for row in logits]
+    logarithms = [softmax_logarithms(row) for row in logits]
     hits = np.array(predicted) == labels
-    return {
+    samples, classes = logits.shape
+    result: dict[str, Any] = {
         "correct": int(hits.sum()),
-        "num_samples": len(labels),
-        "loss": math.nan if any(map(math.isnan, losses)) else math.fsum(losses) / len(losses),
+        "num_samples": samples,
+        "loss": mean([-one[label] for one, label in zip(logarithms, labels, strict=True)]),
         "correct_mask": np.packbits(hits, bitorder="little").tobytes(),
-        "agreement": None if reference is None else float(Fraction(int((predicted == reference).sum()), len(labels))),
+        "agreement": None,
+        "kl_divergence": None,
+        "top5_correct": None,
+        "correct_per_class": None,
+        "samples_per_class": None,
     }
+    if reference is not None:
+        expected = [-1 if np.isnan(row).any() else int(row.argmax()) for row in reference]
+        result["agreement"] = float(Fraction(sum(map(int.__eq__, predicted, expected)), samples))
+        pairs = zip(map(softmax_logarithms, reference), logarithms, strict=True)
+        result["kl_divergence"] = mean([kl_divergence(p, q) for p, q in pairs])
+    if classes > 10:
+        result["top5_correct"] = sum(
+            not np.isnan(row).any() and rank(row, label) < 5 for row, label in zip(logits, labels, strict=True)
+        )
+    if per_class:
+        result["samples_per_class"] = tuple(int((labels == one).sum()) for one in range(classes))
+        result["correct_per_class"] = tuple(int(((labels == one) & hits).sum()) for one in range(classes))
+    return result
 
 
 def runs_of_missing(count: int, chunk_size: int, done: Iterable[int]) -> list[list[int]]:

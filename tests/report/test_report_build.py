@@ -51,6 +51,22 @@ def test_a_report_holds_what_it_should_and_nothing_else(report: Report) -> None:
     assert set(report.paths) == set(contents(report.out)) - {".qbw-report.json"}
 
 
+def test_further_results_in_some_rows_all_or_none_change_no_report(tmp_path: Path) -> None:
+    rows = simulate(epochs=2, configs=6)
+    further = {
+        "kl_divergence": 0.125,
+        "top5_correct": 1000,
+        "correct_per_class": [400, 300],
+        "samples_per_class": [500, 500],
+    }
+    skipped = dict.fromkeys([*further, "agreement", "correct_mask"])
+    expected = built(tmp_path / "none", rows)
+    assert built(tmp_path / "all", [one | further for one in rows]) == expected
+    assert built(tmp_path / "skipped", [one | skipped for one in rows]) == expected
+    some = [one | (further if one["config_index"] % 2 else skipped) for one in rows]
+    assert built(tmp_path / "some", some) == expected
+
+
 def test_building_over_what_a_broken_build_left_gives_identical_bytes(report: Report, tmp_path: Path) -> None:
     # A second build, in place, without a manifest: it must heal, clear the old event file and change nothing else.
     out = shutil.copytree(report.out, tmp_path / "out")

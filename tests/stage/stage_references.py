@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from qbw_eval import cli
@@ -69,6 +70,12 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return every file below `folder` with the time it was last written and its bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def without_nan(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a frame's rows with None where there is nothing and lists in place of arrays, so that equal ones are."""
+    rows: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()} for row in rows]
 
 
 def temporary_files(records: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from stage_references import contents, one_thread, qbw_eval
+from stage_references import contents, one_thread, qbw_eval, without_nan
 from store_helpers import TABLE
 
 from qbw_eval import configurations as configurations_module
@@ -58,14 +58,7 @@ def run(records: Path, *words: object) -> tuple[int, int]:
 def results(records: Path) -> list[dict[str, Any]]:
     """Return the rows in the order of configurations, without when and how fast they were computed."""
     frame = pd.read_parquet(records).sort_values(["plan_id", "config_index"])
-    rows: list[dict[str, Any]] = frame.drop(columns=["duration_s", "evaluated_at"]).to_dict("records")
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return None if value != value else value  # NaN, which would not equal itself
+    return without_nan(frame.drop(columns=["duration_s", "evaluated_at"]))
 
 
 # --- what is done is not done again ---------------------------------------------------------------------------------
@@ -107,6 +100,9 @@ def test_what_changes_no_row_is_a_hit(checkpoint: Path, records: Path, tmp_path:
         ("--sampler", "stratified"),
         ("--cost", "avg_bitwidth"),
         ("--config", config),
+        ("--skip", "kl,mask"),
+        ("--per-class",),
+        ("--memory", "1GB"),
     ):
         assert run(records, *words, *same) == (3, 0), same
     assert run(records, copy, *words[1:]) == (3, 0), "the bytes count, not the name"

@@ -26,6 +26,7 @@ from stage_references import (
     one_thread,
     qbw_eval,
     temporary_files,
+    without_nan,
 )
 
 from qbw_eval import evaluate as evaluate_module
@@ -63,14 +64,7 @@ def run(*words: object, records: Path) -> Outcome:
 def rows_in(records: Path) -> list[dict[str, Any]]:
     """Return the records, as pandas reads them, in the order of checkpoint and configuration; no number is None."""
     frame = pd.read_parquet(records).sort_values(["checkpoint", "config_index"])
-    rows: list[dict[str, Any]] = frame.to_dict("records")
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return None if value != value else value  # NaN, which would not equal itself
+    return without_nan(frame)
 
 
 def without_provenance(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -141,22 +135,26 @@ def test_every_column_is_what_an_independent_computation_says(
         assert number < 3 or abs(row["avg_bitwidth"] - row["target"]) <= 1 / len(layers)
         # result: the network itself, one forward a batch of the experiment's size
         model = load_network(read_checkpoint(path).experiment, content["model_state_dict"], "here")
-        hits, losses, agreements = [], [], []
+        hits, losses, agreements, divergences = [], [], [], []
         for inputs, labels in zip(split.inputs.split(256), split.labels.split(256), strict=True):
             with torch.no_grad():
                 set_bitwidths(model, {layer["layer_name"]: 8 for layer in layers})
-                reference = model(inputs).argmax(1)
+                reference = model(inputs).double()
                 names = [layer["layer_name"] for layer in layers]
                 set_bitwidths(model, dict(zip(names, row["bitwidths"], strict=True)))
                 logits = model(inputs).double()
             hits += (logits.argmax(1) == labels).tolist()
-            agreements += (logits.argmax(1) == reference).tolist()
+            agreements += (logits.argmax(1) == reference.argmax(1)).tolist()
+            logarithms, expected = (x - x.logsumexp(1, keepdim=True) for x in (logits, reference))
+            divergences += (expected.exp() * (expected - logarithms)).sum(1).tolist()
             losses += (logits.logsumexp(1) - logits[torch.arange(len(labels)), labels]).tolist()
         assert bits_of(row["correct_mask"], 797) == hits
         assert row["correct"] == sum(hits)
         assert row["accuracy"] == row["correct"] / 797
         assert row["agreement"] == sum(agreements) / 797
         assert row["loss"] == pytest.approx(statistics.fmean(losses), rel=1e-9)
+        assert row["kl_divergence"] == pytest.approx(statistics.fmean(divergences), rel=1e-9)
+        assert [row[name] for name in ("top5_correct", "correct_per_class", "samples_per_class")] == [None] * 3
         # provenance
         assert (row["engine"], row["device"]) == (
             "incremental",
@@ -331,6 +329,7 @@ def test_uniform_gives_every_layer_the_same_bits_and_says_that_no_more_exist(
     assert [row["bitwidths"] for row in rows] == [[bits] * 8 for bits in (2, 4, 8)]
     assert [row["relative_bit_ops"] for row in rows] == [4 / 64, 16 / 64, 1.0]
     assert rows[-1]["agreement"] == 1.0, "every layer at the largest option is what agreement is measured against"
+    assert rows[-1]["kl_divergence"] == 0.0 < rows[0]["kl_divergence"]
     assert {row["sampler"] for row in rows} == {"uniform/1"}
     assert outcome.stderr == (
         f"{path}: 6 configurations of [2, 4, 8] asked for, only 3 exist\n"

@@ -355,6 +355,46 @@ def test_a_compact_part_is_never_replaced(store: RecordStore, tmp_path: Path) ->
     assert contents(tmp_path) == before
 
 
+# --- what rows lack -------------------------------------------------------------------------------------------------
+
+MEASURED: dict[str, Any] = {
+    "agreement": 0.5,
+    "correct_mask": b"\x01\x00",
+    "kl_divergence": 0.25,
+    "top5_correct": 10,
+    "correct_per_class": [1, 2],
+}
+
+
+def lacking(store: RecordStore) -> set[str]:
+    return store.lacking(CHECKPOINT_ID, PLAN_ID)
+
+
+def test_nothing_is_lacking_where_there_are_no_rows(store: RecordStore, tmp_path: Path) -> None:
+    assert lacking(store) == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_measurement_that_one_row_has_not_is_lacking(store: RecordStore, name: str) -> None:
+    append(store, 0, 3, **MEASURED)
+    append(store, 3, 2, **MEASURED | {"loss": None})
+    assert lacking(store) == set()
+    append(store, 5, 1, **MEASURED | {name: None})
+    append(store, 6, 1, **MEASURED | {"kl_divergence": float("nan")})
+    assert lacking(store) == {name}
+
+
+def test_what_other_plans_and_checkpoints_lack_is_theirs(store: RecordStore) -> None:
+    append(store, 0, 3, **MEASURED)
+    other = {"checkpoint_id": CHECKPOINT_ID[:-1] + "0"}
+    write_part(store, "compact-000000.parquet", 0, 3, **other)
+    assert lacking(store) == set()
+    assert store.lacking(other["checkpoint_id"], PLAN_ID) == set(MEASURED)
+    write_part(store, "compact-000001.parquet", 5, 1)
+    assert lacking(store) == set(MEASURED)
+
+
 # --- layer tables ---------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +422,8 @@ DTYPES = {
     **dict.fromkeys([f.name for f in RECORD_SCHEMA if str(f.type).startswith("list")], "object"),
     "epoch": "int32",
     "correct_mask": "object",
+    "correct_per_class": "object",
+    "samples_per_class": "object",
     "evaluated_at": "datetime64[us, UTC]",
 }
 

@@ -42,6 +42,10 @@ class MadeUpMeasurement:
     loss: float
     correct_mask: bytes
     agreement: float | None
+    kl_divergence: float | None
+    top5_correct: int | None
+    correct_per_class: tuple[int, ...] | None
+    samples_per_class: tuple[int, ...] | None
 
     @property
     def accuracy(self) -> float:
@@ -98,6 +102,10 @@ def measure(checkpoint_id: str, configuration: BitwidthConfiguration, num_sample
         loss=1 + 1 / (correct + 1),
         correct_mask=mask,
         agreement=None if configuration.index % 3 else correct / num_samples,
+        kl_divergence=None if configuration.index % 5 else 1 / (correct + 1),
+        top5_correct=None if configuration.index % 2 else num_samples,
+        correct_per_class=None if configuration.index % 7 else (correct, 0),
+        samples_per_class=None if configuration.index % 7 else (num_samples, 0),
     )
 
 
