@@ -8,7 +8,7 @@ from pathlib import Path
 from qbw_eval.checkpoints.any_precision import any_precision_checkpoint, is_any_precision
 from qbw_eval.checkpoints.foreign import foreign_checkpoint
 from qbw_eval.checkpoints.native import Checkpoint, native_checkpoint
-from qbw_eval.checkpoints.safe_load import load_torch_file
+from qbw_eval.checkpoints.safe_load import CheckpointError, LoadedFile, load_torch_file
 from qbw_eval.checkpoints.safetensors_file import load_safetensors
 from qbw_eval.checkpoints.seed import is_seed, seed_checkpoint
 from qbw_eval.experiment import Experiment, WithoutNetwork
@@ -16,7 +16,11 @@ from qbw_eval.settings.model import FactoryModel
 
 
 def read_checkpoint(
-    path: Path, instead: Experiment | WithoutNetwork | None = None, *, needs_data: bool = True
+    path: Path,
+    instead: Experiment | WithoutNetwork | None = None,
+    *,
+    needs_data: bool = True,
+    bytes_at: Path | None = None,
 ) -> Checkpoint:
     """Read and check a checkpoint.
 
@@ -24,13 +28,15 @@ def read_checkpoint(
         path: the file.
         instead: what a file given with --config says, to use in place of what the checkpoint says.
         needs_data: it is to be evaluated, so where nobody names data, say what to name.
+        bytes_at: a copy of the file to read instead, where somebody may be writing the file; all that is said, and the
+            checkpoint itself, still name the file.
 
     Raises:
         CheckpointError: not readable, or a key is missing or of the wrong type; says which.
         ExperimentError: its configuration makes no sense.
         UsageError: what `instead` says, or does not say, does not go with the checkpoint.
     """
-    loaded = load_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path)
+    loaded = _load(path) if bytes_at is None else _load_copy(bytes_at, path)
     if isinstance(instead, Experiment) and isinstance(instead.model, FactoryModel):
         return foreign_checkpoint(loaded, path, instead)
     if is_any_precision(loaded.content):
@@ -38,3 +44,14 @@ def read_checkpoint(
     if is_seed(loaded.content):
         return seed_checkpoint(loaded, path, instead)
     return native_checkpoint(loaded, path, instead)
+
+
+def _load(path: Path) -> LoadedFile:
+    return load_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path)
+
+
+def _load_copy(copy: Path, path: Path) -> LoadedFile:
+    try:
+        return _load(copy)
+    except CheckpointError as error:
+        raise type(error)(str(error).replace(str(copy), str(path))) from None

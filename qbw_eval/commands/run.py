@@ -1,7 +1,6 @@
 """`qbw-eval run`: evaluate checkpoints and append what is missing to the records."""
 
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
+from qbw_eval.commands.stopping import stopping
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
@@ -24,7 +24,7 @@ from qbw_eval.experiment import Experiment, WithoutNetwork, load_evaluation_file
 from qbw_eval.memory import keep_freed_memory
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.store import RecordStore
-from schemas.errors import InterruptedByUserError, QBWError, TerminatedError
+from schemas.errors import QBWError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,36 +86,24 @@ def run_command(options: RunOptions) -> None:
     keep_freed_memory()
     store = RecordStore(options.records)
     store.sweep()
-    earlier = signal.signal(signal.SIGTERM, _terminate)
     outcomes: list[Outcome] = []
     failed: list[Path] = []
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     told: set[str] = set()
-    try:
-        for evaluation in _evaluations(paths, instead, options, device, store, failed):
-            outcomes.append(_run_one(evaluation, store, options, committed, told))
-    except (KeyboardInterrupt, _TerminatedError) as stop:
-        sentence = (
-            f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
-            f"{sum(committed)} new rows are kept in {options.records} "
+
+    def kept(word: str) -> str:
+        return (
+            f"{word}; {sum(committed)} new rows are kept in {options.records} "
             f"({len(outcomes)} of {len(paths)} checkpoints are finished); "
             + ("the same command continues" if options.resume else "the same command evaluates all of it once more")
         )
-        error = TerminatedError if isinstance(stop, _TerminatedError) else InterruptedByUserError
-        raise error(sentence) from None
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+
+    with stopping(kept):
+        for evaluation in _evaluations(paths, instead, options, device, store, failed):
+            outcomes.append(run_one(evaluation, store, options, committed, told))
     _print(outcomes, options)
     if failed:
         raise QBWError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated; the sentences above say why")
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM; like KeyboardInterrupt, nothing but the end of the command may catch it."""
-
-
-def _terminate(_signal: int, _frame: object) -> None:
-    raise _TerminatedError
 
 
 def _evaluations(
@@ -141,12 +129,7 @@ def _evaluations(
             if same != path:
                 _tell(f"{path}: the same weights and epoch as {same}; evaluated once")
                 continue
-            data = checkpoint.experiment.data.below(options.data_root)
-            if data not in splits:
-                splits[data] = load_split(data, options.split, limit=options.limit, beside=options.records.parent)
-            # A file given with --config may leave to the data what a checkpoint's own configuration says.
-            complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
-            evaluation = prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
+            evaluation = prepare_one(checkpoint, options, device, splits)
         except QBWError as error:
             if len(paths) == 1:
                 raise
@@ -154,6 +137,22 @@ def _evaluations(
             failed.append(path)
             continue
         yield evaluation if options.resume else _again(evaluation, store)
+
+
+def prepare_one(
+    checkpoint: Checkpoint, options: RunOptions, device: torch.device, splits: dict[DataSettings, Split]
+) -> Evaluation:
+    """Return a checkpoint's evaluation, ready to run; `splits` holds the data that were read before.
+
+    Raises:
+        QBWError: it cannot be evaluated as it was asked for.
+    """
+    data = checkpoint.experiment.data.below(options.data_root)
+    if data not in splits:
+        splits[data] = load_split(data, options.split, limit=options.limit, beside=options.records.parent)
+    # A file given with --config may leave to the data what a checkpoint's own configuration says.
+    complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
+    return prepare(complete, splits[data].limited(options.limit), _settings(complete, options, device))
 
 
 def _again(evaluation: Evaluation, store: RecordStore) -> Evaluation:
@@ -179,7 +178,7 @@ def _settings(checkpoint: Checkpoint, options: RunOptions, device: torch.device)
     )
 
 
-def _run_one(
+def run_one(
     evaluation: Evaluation, store: RecordStore, options: RunOptions, committed: list[int], told: set[str]
 ) -> Outcome:
     """Evaluate what is missing of one checkpoint, committing chunk by chunk and noting each in `committed`.
