@@ -19,6 +19,9 @@ _SHORTEST_S, _LONGEST_S = 0.1, 30 * 86400.0
 STILL_CHANGING = "it is still changing"
 """Why a file is not ready that has not been the same in two looks yet."""
 
+SECOND_READ = "it carries no checksums, so it is read twice, to see whether it stays the same"
+"""Why a file is not ready that may well be finished, but does not say so itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
@@ -66,7 +69,7 @@ class State:
 
     Attributes:
         files: those that the last look showed.
-        last_news: when something new was last seen, or read; before that, when the watch began.
+        last_news: when something new was last seen or read; before that, when the watch began.
     """
 
     files: Mapping[Path, Watched]
@@ -126,11 +129,20 @@ def handled(state: State, path: Path, now: float) -> State:
 
 
 def not_ready(state: State, path: Path, reason: str, now: float, rules: Rules) -> State:
-    """Return the state after a file turned out not to be ready; it is read again if it changes, or later."""
+    """Return the state after a file turned out not to be ready; it is read again if it changes, or later.
+
+    Args:
+        state: what is known, the file included.
+        path: the file.
+        reason: why, in words that go on with a sentence; `SECOND_READ` where it may well have been.
+        now: seconds.
+        rules: how patient to be.
+    """
     file = state.files[path]
-    waited = 0.0 if file.waiting_since is None else now - file.waiting_since
+    waited = 0.0 if file.waiting_since is None or reason == SECOND_READ else now - file.waiting_since
     wait = min(max(waited, rules.settle_s), rules.patience_s)
-    return replace(state, files={**state.files, path: replace(file, due=now + wait, reason=reason)})
+    known = {**state.files, path: replace(file, due=now + wait, reason=reason)}
+    return State(files=known, last_news=now if reason == SECOND_READ else state.last_news)
 
 
 def waiting(state: State) -> dict[Path, Watched]:

@@ -24,7 +24,18 @@ from qbw_eval.memory import keep_freed_memory
 from qbw_eval.private_copy import NotReadyError, private_copy, stamp_of, sweep
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.store import RecordStore, StoreError
-from qbw_eval.watching import Recent, Rules, Stamp, State, handled, in_words, look, not_ready, waiting
+from qbw_eval.watching import (
+    SECOND_READ,
+    Recent,
+    Rules,
+    Stamp,
+    State,
+    handled,
+    in_words,
+    look,
+    not_ready,
+    waiting,
+)
 from schemas.errors import QBWError, UsageError
 
 _REMEMBERED = 1000
@@ -32,8 +43,6 @@ _REMEMBERED = 1000
 
 _LASTING = (CheckpointError, DataError, UsageError)
 """What is wrong will be wrong again; other errors, such as too little memory, may pass."""
-
-_SECOND_READ = "it carries no checksums, so it is read twice, to see whether it stays the same"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +102,8 @@ def watch_command(
         print(f"{evaluator.summary()}. Next: make report")
     if evaluator.failed or (left and not options.once):
         raise QBWError(
-            f"{evaluator.failed} checkpoints could not be evaluated, {0 if options.once else len(left)} never became "
-            "ready; the sentences above say why"
+            f"checkpoints that could not be evaluated: {evaluator.failed}, that were not ready: {len(left)}; "
+            "the sentences above say why"
         )
 
 
@@ -140,7 +149,7 @@ def _watch(
         looks += 1
         pause = options.every
         if options.once:
-            due = [file.due for file in waiting(state).values() if looks == 1 or file.reason == _SECOND_READ]
+            due = [file.due for file in waiting(state).values() if looks == 1 or file.reason == SECOND_READ]
             if not due or looks == 3:
                 return state
             pause = max(0.0, max(due) - now())
@@ -236,7 +245,7 @@ class _Evaluator:
             sha256 = copy.sha256
             if not copy.checked and self._unchecked.get(str(path)) != sha256:
                 self._unchecked.note(str(path), sha256)
-                raise NotReadyError(_SECOND_READ)
+                raise NotReadyError(SECOND_READ)
             if self._contents.get(sha256) is not None:
                 return None
             try:
