@@ -32,6 +32,8 @@ EXPECTED = (
     "readers: duckdb",
     "readers: polars",
     "identity",
+    "watch beside a training, in place",
+    "watch beside a training, renaming",
 )
 """The tests in the order of the table; one without a line is shown as not run."""
 
