@@ -109,10 +109,14 @@ def watch_command(
 
 def _check(options: WatchOptions) -> None:
     folder = options.folder
-    if not folder.exists():
-        raise UsageError(f"{folder}: no such folder; name the one that training writes its checkpoints into")
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder, found a file; to evaluate it: qbw-eval run {folder}")
+    try:
+        if folder.is_file():
+            raise UsageError(f"{folder}: expected a folder, found a file; to evaluate it: qbw-eval run {folder}")
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: cannot be watched ({error.strerror}); name the folder that training writes its checkpoints into"
+        ) from None
     if options.once and options.until_idle is not None:
         raise UsageError("--once: goes without --until-idle, since it does not wait for anything new")
     shortest = options.every + options.settle

@@ -406,7 +406,8 @@ MISTAKES: dict[str, Mistake] = {
     "watch: no folder": Mistake(lambda _: ["watch"], "Missing argument 'DIR'.", 2),
     "watch: missing folder": Mistake(
         lambda _: ["watch", "nowhere"],
-        "nowhere: no such folder; name the one that training writes its checkpoints into",
+        "nowhere: cannot be watched (No such file or directory); "
+        "name the folder that training writes its checkpoints into",
         2,
     ),
     "watch: a file": Mistake(
