@@ -18,8 +18,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from any_precision_files import save
+from seed_files import seed_config, seed_content, seed_state
 from stage_references import contents, one_thread, qbw_eval, temporary_files
 
+from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.cli import cli
 from qbw_eval.commands import run as run_module
 from qbw_eval.commands import watch as watch_module
@@ -288,6 +291,15 @@ def test_what_a_damaged_copy_is_refused_for_names_the_file_and_not_the_copy(
         place.watch()
     assert place.stderr.startswith(f"qbw-eval: error: {place.folder}/last.pt: ")
     assert ".qbw" not in place.stderr
+
+
+def test_a_copy_is_read_and_the_file_names_the_checkpoint_and_the_seeds_experiment(tmp_path: Path) -> None:
+    path, copy = tmp_path / "20251118_ResNet" / "models" / "last_epoch.pth", tmp_path / "watch" / ".copy.pth"
+    copy.parent.mkdir()
+    save(seed_content(seed_state("resnet18"), seed_config()), copy)
+    checkpoint = read_checkpoint(path, bytes_at=copy)
+    assert (checkpoint.path, checkpoint.experiment.experiment) == (path, "20251118_ResNet")
+    assert checkpoint.sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
 
 
 def test_too_little_memory_is_told_at_once_and_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
