@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from torture_work import doubled, rows_in
 
 EVERY_S, SETTLE_S = 0.1, 0.3
-VERSIONS_A_TRAINING = 25
+VERSIONS_A_TRAINING, COMPARED_TRAININGS = 25, 2
 WAYS = ("in place", "renaming")
 
 # The console script, which notes besides what only checksums have caught: files that had stayed the same for a while.
@@ -39,7 +40,8 @@ main()
 def train_and_write(folder: Path, way: str, versions: int, log: Path, seed: int) -> None:
     """Be a training: a version of `folder/last.pt` every epoch, noted in the log when it is whole.
 
-    A line of the log: the version's sha256, its epoch, and how many seconds the epoch took without the writing.
+    A line of the log: the version's sha256, its epoch, and how many seconds, and of the CPU, the epoch took without the
+    writing.
     """
     import torch
 
@@ -55,7 +57,7 @@ def train_and_write(folder: Path, way: str, versions: int, log: Path, seed: int)
             "experiment": "watched",
             "model": {"name": "resnet8", "width": 4},
             "data": {"source": "digits"},
-            "training": {"epochs": versions, "batch_size": 100, "configurations_per_batch": 1, "seed": seed},
+            "training": {"epochs": versions, "batch_size": 200, "configurations_per_batch": 1, "seed": seed},
             "quantization": {"mine": {"bitwidth_options": [2, 4, 8], "validation_function": "simple_validation"}},
         },
         "watched",
@@ -63,11 +65,11 @@ def train_and_write(folder: Path, way: str, versions: int, log: Path, seed: int)
     splits = load_split(experiment.data, "train"), load_split(experiment.data, "validation")
     experiment = with_data_shape(experiment, splits[0])
     draw, whole = random.Random(seed), folder.parent / f"{log.stem}.whole.pt"
-    path, ended = folder / "last.pt", time.perf_counter()
+    path, ended = folder / "last.pt", (time.perf_counter(), time.process_time())
 
     def write(trained: Trained) -> Path:
         nonlocal ended
-        took = time.perf_counter() - ended
+        took = time.perf_counter() - ended[0], time.process_time() - ended[1]
         if way == "renaming":
             write_checkpoint(path, trained, experiment)
             data = path.read_bytes()
@@ -75,11 +77,11 @@ def train_and_write(folder: Path, way: str, versions: int, log: Path, seed: int)
             write_checkpoint(whole, trained, experiment)
             data = whole.read_bytes()
             overwrite_slowly(path, data, draw, rest=trained.epoch % 3 == 1)
-        line = f"{hashlib.sha256(data).hexdigest()} {trained.epoch} {took}\n"
+        line = f"{hashlib.sha256(data).hexdigest()} {trained.epoch} {took[0]} {took[1]}\n"
         with log.open("a") as file:
             file.write(line)
         time.sleep(draw.random() * 5 * SETTLE_S)
-        ended = time.perf_counter()
+        ended = time.perf_counter(), time.process_time()
         return path
 
     for _ in train(experiment, *splits, write, device=torch.device("cpu"), log=lambda _line: None):
@@ -107,12 +109,31 @@ def overwrite_slowly(path: Path, data: bytes, draw: random.Random, *, rest: bool
         os.close(descriptor)
 
 
-def finished_in(log: Path) -> list[tuple[str, int, float]]:
-    """Return (sha256, epoch, seconds) of every version that a training has finished."""
-    if not log.exists():
-        return []
+@dataclass(frozen=True)
+class Version:
+    """What the log says of a version."""
+
+    sha256: str
+    epoch: int
+    seconds: float
+    cpu_seconds: float
+
+
+def versions_in(log: Path) -> list[Version]:
     lines = [line.split() for line in log.read_text().splitlines()]
-    return [(sha256, int(epoch), float(seconds)) for sha256, epoch, seconds in lines]
+    return [Version(sha256, int(epoch), float(wall), float(cpu)) for sha256, epoch, wall, cpu in lines]
+
+
+def ratio_of(one: list[Version], other: list[Version], field: str) -> float:
+    """Return by how much an epoch took longer, in the median."""
+    first, second = (statistics.median(getattr(version, field) for version in versions) for versions in (one, other))
+    return first / second
+
+
+def spread_of(ratios: list[float]) -> str:
+    if not ratios:
+        return "not compared"
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 class Watch:
@@ -155,33 +176,33 @@ def test_watch(tmp_path: Path, processes: ForkServerContext, seed: int, full: bo
     for there in (folder, tmp_path / "unwatched", records.parent):
         there.mkdir()
 
-    def trained(where: Path, versions: int, name: str, number: int) -> list[tuple[str, int, float]]:
+    def trained(where: Path, versions: int, name: str, number: int) -> list[Version]:
         log = tmp_path / f"{name}{number}.log"
         training = processes.Process(target=train_and_write, args=(where, way, versions, log, 1000 * seed + number))
         training.start()
         training.join()
         assert training.exitcode == 0
-        return finished_in(log)
+        return versions_in(log)
 
     finished: dict[str, int] = {}
-    ratios, complaints = [], []
+    ratios: list[float] = []
+    cpu_ratios: list[float] = []
+    complaints: list[str] = []
     while len(finished) < wanted:
         versions = min(VERSIONS_A_TRAINING, wanted - len(finished))
         number = len(finished)
         watch = Watch(folder, records, caught)
         try:
             with_it = trained(folder, versions, "watched", number)
-            watch.wait_for(with_it[-1][0])
+            watch.wait_for(with_it[-1].sha256)
             complaints += [line for line in watch.stop().splitlines() if "error" in line and "terminated" not in line]
         finally:
             watch.kill()
-        finished |= {sha256: epoch for sha256, epoch, _ in with_it}
-        if full:  # a comparison of times needs more than a share
+        finished |= {version.sha256: version.epoch for version in with_it}
+        if full and len(ratios) < COMPARED_TRAININGS:  # a comparison of times needs more than a share
             without = trained(tmp_path / "unwatched", versions, "unwatched", number)
-            ratios.append(
-                statistics.median(seconds for *_, seconds in with_it)
-                / statistics.median(seconds for *_, seconds in without)
-            )
+            ratios.append(ratio_of(with_it, without, "seconds"))
+            cpu_ratios.append(ratio_of(with_it, without, "cpu_seconds"))
     rows = rows_in(records)
     evaluated = dict(zip(rows["checkpoint_id"].to_pylist(), rows["epoch"].to_pylist(), strict=True))
     torn = sum(finished.get(checkpoint_id) != epoch for checkpoint_id, epoch in evaluated.items())
@@ -189,11 +210,11 @@ def test_watch(tmp_path: Path, processes: ForkServerContext, seed: int, full: bo
     left = [path for path in (records.parent / ".qbw").rglob("*") if path.is_file()]
     refused = len(caught.read_text().splitlines()) if caught.exists() else 0
     failures = torn + misnamed + doubled(rows) + len(left) + len(complaints)
-    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not compared"
     report(
         test=f"watch beside a training, {way}", trials=len(finished), failures=failures, unit="versions",
         evaluated=len(evaluated), torn=torn, only_checksums_caught=refused, complaints=complaints[:3],
-        copies_left=len(left), time_an_epoch_against_unwatched=spread,
+        copies_left=len(left), time_an_epoch_against_unwatched=spread_of(ratios),
+        cpu_time_an_epoch_against_unwatched=spread_of(cpu_ratios),
     )  # fmt: skip
     assert (torn, misnamed, doubled(rows), left, complaints) == (0, 0, 0, [], [])
     assert rows.num_rows == 2 * len(evaluated)
