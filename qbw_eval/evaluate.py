@@ -192,6 +192,7 @@ def evaluate(
         tell: told a sentence where batches become smaller.
 
     Raises:
+        DataError: the data have changed on the disk meanwhile.
         QBWError: there is not memory enough for one sample.
     """
     plan, provenance = evaluation.plan, _provenance(evaluation)
@@ -217,6 +218,7 @@ def evaluate(
                 tell(f"out of memory on {evaluation.settings.device}: going on with batches of {_samples(batch_size)}")
                 data = None
                 counted.take_back()
+        evaluation.split.check_unchanged()
         yield record_table(
             plan,
             provenance,

@@ -201,7 +201,7 @@ def _in_document(
         if options:
             mistakes = [_blame_the_option(mistake) for mistake in mistakes]
         raise ExperimentError(all_sentences(located(str(path), document, mistakes)))
-    return _with_absolute_files(settings, path)
+    return with_absolute_files(settings, path)
 
 
 def experiment_from_mapping(config: Mapping[str, object], where: str, data: DataSettings | None = None) -> Experiment:
@@ -245,6 +245,7 @@ def experiment_json_schema() -> dict[str, Any]:
     """
     schema = Experiment.model_json_schema()
     definitions, keys = schema["$defs"], schema["properties"]
+    del definitions["MultimodalModel"]  # which only the seed's own files can say
     names = definitions["ModelSettings"]["properties"]["name"]
     kinds = [{"$ref": f"#/$defs/{kind.__name__}"} for kind in MODEL_KINDS.values()]
     keys["model"] = {"anyOf": [names, *kinds], "description": keys["model"]["description"]}
@@ -446,15 +447,16 @@ def _blame_the_option(mistake: Mistake) -> Mistake:
     return replace(mistake, path=("--quantization-method",)) if mistake.path == ("quantization_method",) else mistake
 
 
-def _with_absolute_files(settings: _Kind, path: Path) -> _Kind:
-    data = settings.data
-    files = {key: getattr(data, key) for key in ("train", "validation", "test", "root")}
-    # Not resolved: a link (git-annex, DVC) may lead to a file without the ending that says what it holds.
+def with_absolute_files(settings: _Kind, path: Path) -> _Kind:
+    """Return the settings in the file at `path` with the files that they name looked for beside it.
+
+    Raises:
+        ExperimentError: no checkpoint could say where that is.
+    """
     folder = path.parent.absolute()
-    absolute = {key: folder / file for key, file in files.items() if file is not None}
-    if absolute and not is_encodable(str(folder)):
+    if settings.data.paths and not is_encodable(str(folder)):
         raise ExperimentError(f"{path}: its folder's name is not UTF-8, so no checkpoint could say where the data is")
-    update: dict[str, object] = {"data": data.model_copy(update=absolute)}
+    update: dict[str, object] = {"data": settings.data.in_folder(folder)}
     if isinstance(settings, Experiment) and isinstance(settings.model, FactoryModel):
         update["model"] = settings.model.in_folder(folder)
     return settings.model_copy(update=update)

@@ -101,6 +101,7 @@ def found(value: object) -> str:
 
 _KINDS: Final = {
     "bool_type": "true or false",
+    "dict_type": "a mapping of keys",
     "finite_number": "a finite number",
     "float_type": "a number",
     "int_type": "a whole number",

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from qbw_eval.experiment import Experiment, ExperimentError, located, read_document
+from qbw_eval.experiment import Experiment, ExperimentError, located, read_document, with_absolute_files
 from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, sentence
 from qbw_eval.plain_values import plain_values
 from qbw_eval.settings.data import DataSettings
@@ -154,7 +154,17 @@ def load_seed_experiment(path: Path, overrides: Mapping[str, object]) -> SeedExp
     seed, mistakes = _checked({**document.value, **overrides}, path.stem)
     if seed is None or document.problems:
         raise ExperimentError(all_sentences(located(str(path), document, mistakes)))
-    return seed
+    experiment = with_absolute_files(seed.experiment, path)
+    return replace(seed, experiment=experiment, config=_with_index_files(seed.config, experiment.data))
+
+
+def _with_index_files(config: Mapping[str, object], data: DataSettings) -> dict[str, object]:
+    """Return a configuration whose index files do not depend on the folder that it lies in."""
+    key = next(key for key in _TASKS if key in config)
+    files = {"train_index_file": data.train, "val_index_file": data.validation, "test_index_file": data.test}
+    task = config[key]
+    assert isinstance(task, Mapping)
+    return {**config, key: {**task, **{name: str(file) for name, file in files.items() if file is not None}}}
 
 
 def seed_experiment_from_mapping(config: Mapping[Any, Any], name: str, where: str) -> SeedExperiment:

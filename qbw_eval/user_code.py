@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,7 +74,7 @@ def load_function(name: str, where: str, folder: Path | None = None) -> Callable
 
 @contextmanager
 def running_user_code(name: str, where: str, folder: Path | None = None) -> Iterator[None]:
-    """Run code of the user's in the block; `folder` comes first on `sys.path` meanwhile.
+    """Run code of the user's in the block; `folder` comes first on `sys.path` meanwhile, and prints go to stderr.
 
     Raises:
         UserCodeError: it raised an exception; the sentence has its type, its message and the line in the user's file.
@@ -84,7 +84,8 @@ def running_user_code(name: str, where: str, folder: Path | None = None) -> Iter
     if path is not None:
         sys.path.insert(0, path)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # stdout carries results
+            yield
     except QBWError:
         raise
     except (Exception, SystemExit) as error:  # a module that is a script too may end the interpreter

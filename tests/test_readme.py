@@ -34,7 +34,7 @@ def test_the_tree_lists_no_module_that_is_gone():
 
 
 def test_the_experiment_file_shown_is_a_valid_one():
-    whole, images, samples = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    whole, images, samples = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     values = yaml.safe_load(whole)
     values["training"]["learning_rate"] = float(values["training"]["learning_rate"])  # PyYAML takes 3e-3 for a string
     experiment = experiment_from_mapping(values, "README.md")

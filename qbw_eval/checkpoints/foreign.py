@@ -23,7 +23,9 @@ STATE_KEYS: Final = ("model_state_dict", "state_dict", "model", "net")
 _WRAPPERS: Final = ("module.", "_orig_mod.")
 """What DataParallel (and its kin) and torch.compile put before every name of the network that they wrap."""
 
-_NUMBER_IN_NAME: Final = re.compile(r"(?:epoch|checkpoint|ckpt|ep)[_\-=]?([0-9]{1,9})(?![0-9])", re.IGNORECASE)
+_NUMBER_IN_NAME: Final = re.compile(
+    r"(?<![a-z])(?:epoch|checkpoint|ckpt|ep)[_\-=]?([0-9]{1,9})(?![0-9])", re.IGNORECASE
+)
 
 
 def foreign_checkpoint(loaded: LoadedFile, path: Path, experiment: Experiment) -> Checkpoint:

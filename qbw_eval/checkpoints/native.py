@@ -122,7 +122,8 @@ def native_checkpoint(loaded: LoadedFile, path: Path, instead: Experiment | With
         found = f"the keys {sorted(map(str, content))[:8]}" if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f"{path}: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
-            f"'model', as Any-Precision DNN does; found {found}"
+            f"'model', as Any-Precision DNN does; found {found}; a network of your own is named as a factory in a file "
+            "given with --config (README, Your own network)"
         )
     state = state_in(content, "model_state_dict", path)
     epoch = epoch_in(content, path, first=0)

@@ -13,6 +13,7 @@ the file exactly; only then are they read.
 import hashlib
 import json
 import math
+import mmap
 import os
 import stat
 import sys
@@ -113,7 +114,7 @@ def _read(file: BufferedReader, size: int, path: Path) -> LoadedFile:
 # --- the header -------------------------------------------------------------------------------------------------------
 
 
-def _read_header(file: BufferedReader, size: int, path: Path) -> bytes:
+def _read_header(file: BufferedReader | mmap.mmap, size: int, path: Path) -> bytes:
     """Return the length and the JSON behind it."""
     start = file.read(8)
     if len(start) < 8:
@@ -239,3 +240,32 @@ def _read_tensor(file: BufferedReader, entry: _Entry, path: Path, hasher: "hashl
     if entry.dtype == "BOOL" and bool((data > 1).any()):
         raise CheckpointError(f"{path}: {_shown(entry.name)}: a truth value that is neither 0 nor 1; damaged")
     return data.view(_DTYPES[entry.dtype][0]).reshape(entry.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlace:
+    """Where a tensor lies in a safetensors file.
+
+    Attributes:
+        first: the byte that it begins at, from the beginning of the file.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    first: int
+
+
+def safetensors_places(memory: mmap.mmap, path: Path) -> dict[str, TensorPlace]:
+    """Return where the tensors of a mapped file lie, each within it and none over another.
+
+    Raises:
+        CheckpointError: not a safetensors file, cut short or damaged.
+    """
+    memory.seek(0)
+    header = _read_header(memory, len(memory), path)
+    entries = _entries(header[8:], path)
+    _check_places(entries, len(memory) - len(header), path)
+    return {
+        entry.name: TensorPlace(dtype=_DTYPES[entry.dtype][0], shape=entry.shape, first=len(header) + entry.begin)
+        for entry in entries
+    }

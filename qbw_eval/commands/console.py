@@ -64,7 +64,7 @@ def print_table(
         words: headers of the columns that are set to the left, and broken where a terminal is narrow, as the first
             always is; the others, being numbers, are neither.
     """
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.show_footer = last is not None
     for position, header in enumerate(headers):
         is_text = not position or header in words

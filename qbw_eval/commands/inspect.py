@@ -1,6 +1,8 @@
 """`qbw-eval inspect`: what a checkpoint's network consists of and what its configurations can cost."""
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,17 +16,22 @@ from qbw_eval.configurations import number_of_configurations
 from qbw_eval.cost import Costs, costs_of
 from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.sources import load_split
+from qbw_eval.data.split import SplitName
 from qbw_eval.evaluate import options_of
 from qbw_eval.experiment import load_evaluation_file
 from qbw_eval.layer_table import Layer, LayerTable
 from qbw_eval.networks.build import load_network, with_layer_options
 from qbw_eval.quantization.bitwidths import offered_bitwidths, quantized_layers, trace_layers_on_meta, weight_of
 from qbw_eval.quantization.protocol import quantizer_words
+from qbw_eval.settings.data import DataSettings
 from qbw_eval.settings.model import FactoryModel
 from qbw_eval.settings.multimodal import MultimodalModel
 from schemas.columns import by_name
 from schemas.errors import UsageError
 from schemas.records import RECORD_COLUMNS
+
+_SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
+_LONG_NAME, _LAYERS_OF_A_GROUP = 24, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,8 @@ class InspectedLayer:
 def inspect_command(path: Path, config: Path | None, *, as_json: bool) -> None:
     """Print the layer table, the options, the number of configurations and the range of each cost."""
     checkpoint = read_checkpoint(path, load_evaluation_file(config) if config else None, needs_data=False)
+    for remark in checkpoint.remarks:
+        print(remark, file=sys.stderr)
     network = load_network(checkpoint.experiment, checkpoint.state, str(path))
     checkpoint = replace(checkpoint, experiment=with_layer_options(checkpoint.experiment, network))
     table = _table_of(checkpoint, network)
@@ -64,7 +73,7 @@ def _table_of(checkpoint: Checkpoint, network: nn.Module) -> LayerTable:
     """Return the quantized layers as an input meets them: a sample of the data, or what the settings say of inputs."""
     experiment, model = checkpoint.experiment, checkpoint.experiment.model
     if isinstance(model, FactoryModel) or (isinstance(model, MultimodalModel) and model.input_sizes is None):
-        split = load_split(experiment.data, "validation", limit=1)
+        split = load_split(experiment.data, _any_split(experiment.data), limit=1)
         check_data_fit(experiment, split, f"the network of {checkpoint.path}")
         return layers_on(experiment, network, split, torch.device("cpu"), f"the network of {checkpoint.path}")
     if isinstance(model, MultimodalModel):
@@ -72,6 +81,11 @@ def _table_of(checkpoint: Checkpoint, network: nn.Module) -> LayerTable:
     if model.input_size is None or model.in_channels is None:
         raise UsageError("model.input_size and model.in_channels: not known; name them in the experiment file")
     return trace_layers_on_meta(network, torch.zeros((1, model.in_channels, *model.input_size), device="meta"))
+
+
+def _any_split(data: DataSettings) -> SplitName:
+    named: list[SplitName] = [name for name in _SPLITS if getattr(data, name) is not None]
+    return named[0] if named else _SPLITS[0]
 
 
 def _one_of_each_sensor(model: MultimodalModel) -> dict[str, dict[str, Tensor]]:
@@ -97,6 +111,27 @@ def _inspected(table: LayerTable, network: nn.Module, options: tuple[int, ...]) 
         )
         for layer in table.layers
     ]
+
+
+def grouped(names: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Return what all names begin with, and for each name its group and the rest: long ones make no table.
+
+    A group is what names begin with, as far as there are at least eight layers to a group.
+
+    >>> grouped(["layer1.0.conv1", "layer1.0.conv2"])
+    ('', [('', 'layer1.0.conv1'), ('', 'layer1.0.conv2')])
+    >>> above, rest = grouped([f"backbones.{way}.stage.block{i}.conv" for way in ("left", "right") for i in range(9)])
+    >>> above, rest[0], rest[17]
+    ('backbones', ('left.stage', 'block0.conv'), ('right.stage', 'block8.conv'))
+    """
+    parts = [tuple(name.split(".")) for name in names]
+    depth = 0
+    if max(map(len, names)) > _LONG_NAME:
+        shortest = min(map(len, parts))
+        most = max(1, len(names) // _LAYERS_OF_A_GROUP)
+        depth = max(d for d in range(shortest) if len({part[:d] for part in parts}) <= most)
+    same = max(d for d in range(depth + 1) if len({part[:d] for part in parts}) == 1)
+    return ".".join(parts[0][:same]), [(".".join(part[same:depth]), ".".join(part[depth:])) for part in parts]
 
 
 def _name(checkpoint: Checkpoint) -> str:
@@ -143,21 +178,28 @@ def _print(
         f"{checkpoint.path}: experiment {checkpoint.experiment.experiment}, epoch {checkpoint.epoch + 1}, "
         f"{_name(checkpoint)}"
     )
-    print("Quantized layers in forward order; MACs for one sample:")
+    above, names = grouped([layer.layer_name for layer in table.layers])
+    print(f"Quantized layers{f' of {above}' if above else ''} in forward order; MACs for one sample:")
     weights, macs = sum(layer.weights for layer in table.layers), sum(layer.macs for layer in table.layers)
-    print_table(
-        ("layer", "shape", "weights", "MACs", "options", "quantizer"),
-        [
+    rows: list[tuple[str, ...]] = []
+    group = ""
+    for (its_group, name), shown in zip(names, layers, strict=True):
+        if its_group != group:
+            rows.append((its_group, "", "", "", "", ""))
+            group = its_group
+        rows.append(
             (
-                shown.layer.layer_name,
+                f"  {name}" if group else name,
                 "x".join(map(str, shown.shape)),
                 f"{shown.layer.weights:,}",
                 f"{shown.layer.macs:,}",
                 ",".join(map(str, shown.options)),
                 shown.quantizer,
             )
-            for shown in layers
-        ],
+        )
+    print_table(
+        ("layer", "shape", "weights", "MACs", "options", "quantizer"),
+        rows,
         last=("all of them", "", f"{weights:,}", f"{macs:,}", "", ""),
         words=("layer", "options", "quantizer"),
     )

@@ -67,15 +67,20 @@ def check_data_fit(experiment: Experiment, split: Split, network: str) -> None:
         channels, *_ = _images_of(split, network)
         if channels != model.in_channels:
             raise DataError(f"{split.dataset}: inputs have {channels} channels, {network} takes {model.in_channels}")
-    if split.classes is not None and split.classes != model.num_classes:
+    _check_classes(split, model.num_classes, network)
+
+
+def _check_classes(split: Split, classes: int | None, network: str) -> None:
+    """Check that a network with so many classes (None: not known) has one for each of a split's labels."""
+    if split.classes is not None and split.classes != classes:
         raise DataError(
-            f"{split.dataset}: has folders for {split.classes} classes, {network} has {model.num_classes} classes; "
+            f"{split.dataset}: has folders for {split.classes} classes, {network} has {classes} classes; "
             "they are numbered by the folders' sorted names, so there must be one for each"
         )
-    if model.num_classes is not None and split.num_classes > model.num_classes:
+    if classes is not None and split.num_classes > classes:
         raise DataError(
             f"{split.dataset}: the largest label is {split.num_classes - 1}, "
-            f"{network} has {model.num_classes} classes, counted from 0"
+            f"{network} has {classes} classes, counted from 0"
         )
 
 
@@ -122,9 +127,5 @@ def layers_on(experiment: Experiment, network: nn.Module, split: Split, device: 
     if not isinstance(experiment.model, FactoryModel):
         return trace_layers_on_meta(network, split.first)
     table, classes = run_one(network, experiment.model, to_device(split.first, device), split.dataset)
-    if split.num_classes > classes:
-        raise DataError(
-            f"{split.dataset}: the largest label is {split.num_classes - 1}, {words} has {classes} classes, "
-            "counted from 0"
-        )
+    _check_classes(split, classes, words)
     return table

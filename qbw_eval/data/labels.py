@@ -5,7 +5,7 @@ from typing import Final
 
 from torch import Tensor
 
-from qbw_eval.data.errors import DataError
+from qbw_eval.data.errors import DataError, described
 
 MOST_CLASSES: Final = 100_000
 """As many as an experiment file may name."""
@@ -101,7 +101,7 @@ def label_of_sample(label: object, key: str | None, where: str) -> int:
         if key is None and wanted not in label and len(label) == 1:
             (wanted,) = label
         if wanted not in label:
-            keys = ", ".join(repr(name)[:80] for name in list(label)[:20]) or "none"
+            keys = ", ".join(described(name) for name in list(label)[:20]) or "none"
             raise DataError(f"{where}: label has no key {wanted!r}; say with data.label which it is (it has: {keys})")
         label = label[wanted]
     if type(label) is int and 0 <= label < MOST_CLASSES:
@@ -111,9 +111,8 @@ def label_of_sample(label: object, key: str | None, where: str) -> int:
     elif isinstance(label, Tensor) and label.ndim == 1:
         label = label.unsqueeze(0)
     else:
-        found = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)[:80]
         raise DataError(
-            f"{where}: label is {found}; expected a whole number from 0 to {MOST_CLASSES - 1:,}, "
+            f"{where}: label is {described(label)}; expected a whole number from 0 to {MOST_CLASSES - 1:,}, "
             "a tensor that holds one, or a one-hot tensor (classes,)"
         )
     return int(checked_labels(label, 1, where))

@@ -16,7 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
-from qbw_eval.data.errors import DataError
+from qbw_eval.data.errors import DataError, printable
 from qbw_eval.data.samples import Index, SampleReader, fetched
 from qbw_eval.data.transforms import Moments, merged, moments_of
 from qbw_eval.settings.data import DataSettings
@@ -78,7 +78,9 @@ def _fingerprint(settings: DataSettings, index: Index) -> str:
         try:
             found = file.stat()
         except OSError as error:
-            raise DataError(f"{str(file)!r}: cannot be read ({error.strerror}); the training index lists it") from None
+            raise DataError(
+                f"{printable(file)}: cannot be read ({error.strerror}); the training index lists it"
+            ) from None
         # The time of the last change of any kind too: archives give files of two versions the same time of writing.
         hasher.update(f"{os.fsencode(file)!r} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode())
     return hasher.hexdigest()

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qbw_eval.data.errors import DataError
+from qbw_eval.data.errors import DataError, printable
 from qbw_eval.data.normalization import Fit, fitted
 from qbw_eval.data.room import check_room
 from qbw_eval.data.samples import SampleReader, Values, fetched, read_index
 from qbw_eval.data.transforms import normalized, segmented, spectrum
 from qbw_eval.nested import bytes_of
 from qbw_eval.settings.data import DataSettings
+from qbw_eval.yaml_reader import shown
 
 
 def read_sample_index(
@@ -47,7 +48,9 @@ def read_sample_index(
             values, label = reader.read(file)
             sample = _preprocessed(values, settings, fit, file)
             if not inputs:
-                check_room(len(files) * bytes_of(sample), f"{index.path}: {len(files):,} samples", "fewer (--limit)")
+                check_room(
+                    len(files) * bytes_of(sample), f"{printable(index.path)}: {len(files):,} samples", "fewer (--limit)"
+                )
                 inputs = _room_for(len(files), sample)
             for location, modalities in sample.items():
                 for modality, tensor in modalities.items():
@@ -81,7 +84,7 @@ def _preprocessed(values: Values, settings: DataSettings, fit: Fit | None, file:
     for location, modalities in values.items():
         result[location] = {}
         for modality, tensor in modalities.items():
-            where = f"{file}: data[{location!r}][{modality!r}]"
+            where = f"{printable(file)}: data[{shown(location)}][{shown(modality)}]"
             moments = None if fit is None else fit.get(location, {}).get(modality)
             if fit is not None and moments is None:
                 raise DataError(f"{where}: the samples of data.train, which normalization is fitted on, have none")

@@ -6,6 +6,7 @@ Indices hold paths, often absolute ones of the machine where somebody wrote them
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qbw_eval.checkpoints.safe_load import load_torch_file
-from qbw_eval.data.errors import DataError
+from qbw_eval.data.errors import DataError, described, printable
 from qbw_eval.data.labels import label_of_sample
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.yaml_reader import shown
@@ -27,6 +28,7 @@ MAX_INDEX: Final = 2**28
 """Bytes of an index, which is a few million paths."""
 
 _MAX_LINE: Final = 4096  # bytes, Linux's PATH_MAX
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")  # no name has such, but a file that means to write on a terminal
 _ENDINGS: Final = (".pt", ".pth")
 
 # Unpickling holds the interpreter's lock, and torch's allow-list is the process's: 2,000 samples in memory take one
@@ -76,8 +78,10 @@ def read_index(path: Path, root: Path | None, key: str) -> Index:
     """
     found = _below_root(path, root)
     if found is None:
-        beside = "" if root is None else f", nor is it below data.root ({_plain(root)})"
-        raise DataError(f"{_plain(path)}: no such file{beside}; {key} must name an index file, which lists .pt files")
+        beside = "" if root is None else f", nor is it below data.root ({printable(root)})"
+        raise DataError(
+            f"{printable(path)}: no such file{beside}; {key} must name an index file, which lists .pt files"
+        )
     content = _bytes_of(found)
     listed = _paths_in(content, found)
     return Index(path=found, content=content, files=_located(listed, found, root))
@@ -87,7 +91,9 @@ def _below_root(path: Path, root: Path | None) -> Path | None:
     """Return the path, or the longest end of it that is a file below `root`; None where there is none."""
     if path.is_file():
         return path
-    ends = () if root is None else (root.joinpath(*path.parts[first:]) for first in range(1, len(path.parts)))
+    if root is None:
+        return None
+    ends = (root.joinpath(*path.parts[first:]) for first in range(int(path.is_absolute()), len(path.parts)))
     return next((end for end in ends if end.is_file()), None)
 
 
@@ -96,9 +102,9 @@ def _bytes_of(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_INDEX + 1)
     except OSError as error:
-        raise DataError(f"{_plain(path)}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     if len(content) > MAX_INDEX:
-        raise DataError(f"{_plain(path)}: is larger than {MAX_INDEX // 2**20} MiB; is it an index, a path a line?")
+        raise DataError(f"{printable(path)}: is larger than {MAX_INDEX // 2**20} MiB; is it an index, a path a line?")
     return content
 
 
@@ -109,11 +115,11 @@ def _paths_in(content: bytes, index: Path) -> list[Path]:
         text = os.fsdecode(line.strip())
         if not text:
             continue
-        if len(line) > _MAX_LINE or "\0" in text or not text.endswith(_ENDINGS):
-            raise DataError(f"{_plain(index)}:{number}: expected the path of a .pt file, found {shown(text[:200])}")
+        if len(line) > _MAX_LINE or _CONTROL.search(line.strip()) or not text.endswith(_ENDINGS):
+            raise DataError(f"{printable(index)}:{number}: expected the path of a .pt file, found {shown(text[:200])}")
         paths.append(Path(text))
     if not paths:
-        raise DataError(f"{_plain(index)}: lists no files; expected the path of a .pt file a line")
+        raise DataError(f"{printable(index)}: lists no files; expected the path of a .pt file a line")
     return paths
 
 
@@ -126,19 +132,19 @@ def _located(listed: Sequence[Path], index: Path, root: Path | None) -> tuple[Pa
         for count in range(len(first.parts)):
             if (root / Path(*first.parts[count:])).is_file() and not (count == 0 and first.is_absolute()):
                 return tuple(_replaced(path, first.parts[:count], root, index) for path in listed)
-    where = f"in {_plain(folder)}" if not first.is_absolute() else "there"
+    where = f"in {printable(folder)}" if not first.is_absolute() else "there"
     remedy = (
         "name the folder that holds the samples here with data.root"
         if root is None
-        else f"no end of its path is a file below data.root ({_plain(root)}) either"
+        else f"no end of its path is a file below data.root ({printable(root)}) either"
     )
-    raise DataError(f"{_plain(index)}: the first file it lists, {shown(str(first))}, is not {where}; {remedy}")
+    raise DataError(f"{printable(index)}: the first file it lists, {shown(str(first))}, is not {where}; {remedy}")
 
 
 def _replaced(path: Path, beginning: tuple[str, ...], root: Path, index: Path) -> Path:
     if path.parts[: len(beginning)] != beginning or (path.is_absolute() and not beginning):
         raise DataError(
-            f"{_plain(index)}: data.root replaces {shown(str(Path(*beginning)))}, as the first file needs it, and "
+            f"{printable(index)}: data.root replaces {shown(str(Path(*beginning)))}, as the first file needs it, and "
             f"{shown(str(path))} does not begin with that; list files below one folder"
         )
     return root.joinpath(*path.parts[len(beginning) :])
@@ -186,12 +192,12 @@ class SampleReader:
                 values that are NaN or infinite.
         """
         if not file.is_file():
-            raise DataError(f"{_plain(file)}: no such file; its index lists it")
+            raise DataError(f"{printable(file)}: no such file; its index lists it")
         content = load_torch_file(file).content
         if not isinstance(content, Mapping) or not isinstance(content.get("data"), Mapping) or "label" not in content:
-            found = _keys(content) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+            found = _keys(content) if isinstance(content, Mapping) else described(content)
             raise DataError(
-                f"{_plain(file)}: expected a dict with 'data' ({{location: {{modality: tensor}}}}) and 'label', "
+                f"{printable(file)}: expected a dict with 'data' ({{location: {{modality: tensor}}}}) and 'label', "
                 f"found {found}"
             )
         values = self._values(content["data"], file)
@@ -205,7 +211,7 @@ class SampleReader:
         Raises:
             DataError: there is none.
         """
-        return label_of_sample(label, self.settings.label, _plain(file))
+        return label_of_sample(label, self.settings.label, printable(file))
 
     def _values(self, data: Mapping[object, object], file: Path) -> Values:
         first = {} if self._first is None else self._first[1]
@@ -215,7 +221,7 @@ class SampleReader:
             inner, where = data[location], f"data[{shown(location)}]"
             if not isinstance(inner, Mapping):
                 raise DataError(
-                    f"{_plain(file)}: {where}: expected a dict of a tensor per modality, found {_kind(inner)}"
+                    f"{printable(file)}: {where}: expected a dict of a tensor per modality, found {described(inner)}"
                 )
             known = first.get(location, {})
             modalities = self._chosen(inner, self.settings.modalities, known, "modalities", file, where)
@@ -238,52 +244,42 @@ class SampleReader:
         if asked is not None:
             missing = [name for name in asked if name not in found]
             if missing:
-                raise DataError(f"{_plain(file)}: {where}: data.{what} asks for {missing[0]!r}, found {_keys(found)}")
+                raise DataError(
+                    f"{printable(file)}: {where}: data.{what} asks for {missing[0]!r}, found {_keys(found)}"
+                )
             return list(asked)
         if first:
             if found.keys() != first.keys():
                 raise DataError(
-                    f"{_plain(file)}: {where}: expected the {what} {_keys(first)}, as {self._first_name()} has, "
+                    f"{printable(file)}: {where}: expected the {what} {_keys(first)}, as {self._first_name()} has, "
                     f"found {_keys(found)}"
                 )
             return list(first)
         names = [name for name in found if isinstance(name, str)]
         if not names or len(names) < len(found):
-            raise DataError(f"{_plain(file)}: {where}: expected {what} by name, found {_keys(found)}")
+            raise DataError(f"{printable(file)}: {where}: expected {what} by name, found {_keys(found)}")
         return names
 
     def _tensor(self, tensor: object, first: Tensor | None, file: Path, where: str) -> Tensor:
         """Return a checked tensor as float32."""
         if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.dtype == torch.bool or not tensor.numel():
-            raise DataError(f"{_plain(file)}: {where}: expected a tensor of real numbers, found {_kind(tensor)}")
+            raise DataError(f"{printable(file)}: {where}: expected a tensor of real numbers, found {described(tensor)}")
         if first is not None and tensor.shape != first.shape:
             raise DataError(
-                f"{_plain(file)}: {where}: expected shape {tuple(first.shape)}, as in {self._first_name()}, "
+                f"{printable(file)}: {where}: expected shape {tuple(first.shape)}, as in {self._first_name()}, "
                 f"found {tuple(tensor.shape)}"
             )
-        tensor = tensor.float().contiguous()
+        tensor = tensor.detach().float().contiguous()  # one that wants a gradient was saved as such
         if not bool(tensor.isfinite().all()):
             count = int((~tensor.isfinite()).sum())
-            raise DataError(f"{_plain(file)}: {where}: {count} values are NaN or infinite; take it out of the index")
+            raise DataError(f"{printable(file)}: {where}: {count} values are NaN or infinite; take it out of the index")
         return tensor
 
     def _first_name(self) -> str:
         assert self._first is not None
-        return _plain(self._first[0])
-
-
-def _kind(value: object) -> str:
-    """Return what a value is, in words."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+        return printable(self._first[0])
 
 
 def _keys(mapping: Mapping[Any, Any]) -> str:
-    names = ", ".join(repr(name)[:80] for name in list(mapping)[:20])
+    names = ", ".join(described(name) for name in list(mapping)[:20])
     return f"[{names}{', ...' if len(mapping) > 20 else ''}]"
-
-
-def _plain(path: Path) -> str:
-    """Return a path as one printable line."""
-    return str(path) if str(path).isprintable() else repr(str(path))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from qbw_eval.data.mapped import MappedFile
 from qbw_eval.nested import first_sample, places, samples
 
 SplitName = Literal["train", "validation", "test"]
@@ -23,6 +24,7 @@ class Split:
             tensors, all of them with N samples.
         labels: (N,) int64, from 0.
         classes: how many classes the source has, where more than the labels tells.
+        file: the file that the inputs lie in, where they were not read into memory of our own.
     """
 
     dataset: str
@@ -30,6 +32,7 @@ class Split:
     inputs: Any
     labels: Tensor
     classes: int | None = None
+    file: MappedFile | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +58,15 @@ class Split:
     def limited(self, limit: int | None) -> "Split":
         """Return the first `limit` samples, all where it is None or larger."""
         return replace(self, inputs=samples(self.inputs, slice(limit)), labels=self.labels[:limit])
+
+    def check_unchanged(self) -> None:
+        """Check that the samples are still those that were read.
+
+        Raises:
+            DataError: the file that they lie in has changed.
+        """
+        if self.file is not None:
+            self.file.check_unchanged()
 
     def data_id(self) -> str:
         """Return the fingerprint of the preprocessed inputs and labels: places, shapes and values, in order."""

@@ -15,6 +15,7 @@ from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.memory import is_out_of_memory
 from qbw_eval.nested import tensors_in
+from qbw_eval.quantization.adoption import Adopted, StandIns, adopt_layers
 
 ENGINES = ("auto", "reference", "incremental", "integer")
 
@@ -88,14 +89,52 @@ def choose_engine(
     reference = ReferenceEngine(model, layer_names)
     if name == "reference":
         return Choice(reference, "as asked")
+    adopted = adopt_layers(model, inputs, options)
     try:
-        incremental = IncrementalEngine(model, layer_names, inputs, cache_bytes)
-        probes = _probes(len(layer_names), options)
-        with torch.no_grad():
-            expected = dict(reference.logits(inputs, probes))
-            _check_equal(incremental, inputs, probes, expected)
+        incremental, expected = _checked_incremental(
+            reference, model, layer_names, inputs, options, cache_bytes, adopted.stand_ins
+        )
     except UntraceableError as error:
         return Choice(reference, f"{error.format_message()}, so every configuration runs whole")
+    choice = _faster(name, incremental, expected, model, layer_names, inputs, options, cache_bytes, work, adopted)
+    return Choice(choice.engine, "; ".join([choice.reason, *adopted.remarks]))
+
+
+def _checked_incremental(
+    reference: ReferenceEngine,
+    model: nn.Module,
+    layer_names: Sequence[str],
+    inputs: Any,
+    options: Sequence[int],
+    cache_bytes: int,
+    stand_ins: StandIns,
+) -> tuple[IncrementalEngine, Mapping[int, Tensor]]:
+    """Return the incremental engine, compared with the network, and the logits it was compared on.
+
+    Raises:
+        UntraceableError: it gives another bit, or cannot be.
+    """
+    engine = IncrementalEngine(model, layer_names, inputs, cache_bytes, stand_ins)
+    probes = _probes(len(layer_names), options)
+    with torch.no_grad():
+        expected = dict(reference.logits(inputs, probes))
+        _check_equal(engine, inputs, probes, expected)
+    return engine, expected
+
+
+def _faster(
+    name: str,
+    incremental: IncrementalEngine,
+    expected: Mapping[int, Tensor],
+    model: nn.Module,
+    layer_names: Sequence[str],
+    inputs: Any,
+    options: Sequence[int],
+    cache_bytes: int,
+    work: int | None,
+    adopted: Adopted,
+) -> Choice:
+    """Return the incremental engine or, where that is wanted and right, the one that computes with integers."""
     if name == "incremental":
         return Choice(incremental, "as asked")
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors_in(inputs))
@@ -108,7 +147,7 @@ def choose_engine(
         return Choice(incremental, f"equal to the reference in every bit; no integers: {what}")
     try:
         passes = fastest_passes()
-        integer = IntegerEngine(model, layer_names, inputs, options, cache_bytes, passes)
+        integer = IntegerEngine(model, layer_names, inputs, options, cache_bytes, passes, adopted.for_integers)
     except DeclinedError as error:
         return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
     between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"

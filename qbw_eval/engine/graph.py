@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qbw_eval.nested import for_each_tensor, tensors_in
+from qbw_eval.quantization.adoption import NO_STAND_INS, StandIns
 from qbw_eval.quantization.bitwidths import quantized_layers, restored
 from schemas.errors import QBWError
 
@@ -87,13 +88,16 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def trace_network(network: nn.Module, layer_names: Sequence[str], inputs: Any) -> TracedNetwork:
+def trace_network(
+    network: nn.Module, layer_names: Sequence[str], inputs: Any, stand_ins: StandIns = NO_STAND_INS
+) -> TracedNetwork:
     """Return the network's forward pass in evaluation mode.
 
     Args:
         network: left as it was.
         layer_names: what positions in `layers` refer to.
         inputs: a batch, of which only the containers count: a tensor, or dicts, lists and tuples of tensors.
+        stand_ins: layer of the network -> what is to be called in its place.
 
     Raises:
         UntraceableError: it cannot be written down.
@@ -120,7 +124,7 @@ def trace_network(network: nn.Module, layer_names: Sequence[str], inputs: Any) -
     modules = {node: _pure_module(root, node) for node in nodes if node.op == "call_module"}
     return TracedNetwork(
         nodes=_ending_with(result, nodes[:-1]),
-        modules=modules,
+        modules={node: stand_ins.get(module, module) for node, module in modules.items()},
         layers={node: _layers_of(module, positions) for node, module in modules.items()},
         constants={node: _attribute(root, str(node.target)) for node in nodes if node.op == "get_attr"},
     )

@@ -16,6 +16,7 @@ from qbw_eval.engine.graph import TracedNetwork, call, trace_network
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.walk import Bits, Compute, Operation, Program, Step
 from qbw_eval.nested import for_each_tensor, tensors_like
+from qbw_eval.quantization.adoption import NO_STAND_INS, StandIns
 from qbw_eval.quantization.bitwidths import quantized_layers, restored, set_bitwidth
 from qbw_eval.quantization.layers import QuantConv2d, QuantizedLayer, QuantLinear
 
@@ -31,12 +32,20 @@ class TracedEngine:
     name: str
     numerics: str
 
-    def __init__(self, model: nn.Module, layer_names: Sequence[str], inputs: Any, program: Program) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer_names: Sequence[str],
+        inputs: Any,
+        program: Program,
+        stand_ins: StandIns = NO_STAND_INS,
+    ) -> None:
         self._model = model
         self._like = for_each_tensor(inputs, lambda tensor: tensor[:0])  # the containers, without the data
         self._whole = ReferenceEngine(model, layer_names)
         layers = quantized_layers(model)
         self._layers = [layers[name] for name in layer_names]
+        self._stand_ins = stand_ins
         self.program = program
         self._planned: tuple[Sequence[BitwidthConfiguration], list[Step]] = ((), [])
 
@@ -85,6 +94,8 @@ class TracedEngine:
     def _set(self, bits: Bits) -> None:
         for layer, value in zip(self._layers, bits, strict=True):
             set_bitwidth(layer, value)
+            if layer in self._stand_ins:
+                set_bitwidth(self._stand_ins[layer], value)
 
 
 def _storages(value: Any) -> dict[int, int]:
@@ -103,6 +114,7 @@ class IncrementalEngine(TracedEngine):
         layer_names: what a configuration's bitwidths belong to.
         inputs: a batch; only its containers count.
         cache_bytes: how much may be spent on quantized weights.
+        stand_ins: layers of ours that are the network's own in another form (`adoption`).
 
     Raises:
         UntraceableError: the network cannot be traced.
@@ -111,12 +123,19 @@ class IncrementalEngine(TracedEngine):
     name = "incremental"
     numerics = ReferenceEngine.numerics
 
-    def __init__(self, model: nn.Module, layer_names: Sequence[str], inputs: Any, cache_bytes: int) -> None:
-        traced = trace_network(model, layer_names, inputs)
+    def __init__(
+        self,
+        model: nn.Module,
+        layer_names: Sequence[str],
+        inputs: Any,
+        cache_bytes: int,
+        stand_ins: StandIns = NO_STAND_INS,
+    ) -> None:
+        traced = trace_network(model, layer_names, inputs, stand_ins)
         weights = QuantizedWeights(cache_bytes)
         number = {node: position for position, node in enumerate(traced.nodes)}
         operations = [operation_of(node, traced, number, weights) for node in traced.nodes[1:]]
-        super().__init__(model, layer_names, inputs, Program(operations))
+        super().__init__(model, layer_names, inputs, Program(operations), stand_ins)
 
 
 class QuantizedWeights:

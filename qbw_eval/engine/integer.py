@@ -21,6 +21,7 @@ from qbw_eval.engine.packing import PackedConvolution, why_not_here
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.regions import Region, find_regions
 from qbw_eval.engine.walk import Operation, Program
+from qbw_eval.quantization.adoption import NO_STAND_INS, StandIns
 from qbw_eval.quantization.bitwidths import restored
 from schemas.errors import QBWError
 
@@ -39,6 +40,7 @@ class IntegerEngine(TracedEngine):
         options: bitwidths that will be asked for; others work as well.
         cache_bytes: how much may be spent on quantized and packed weights.
         passes: what lies between convolutions, plain or compiled; both give the same bits.
+        stand_ins: layers of ours that are the network's own in another form (`adoption`).
 
     Attributes:
         in_float32: layer -> why it does not run in integers at some of the options up to 8 bits.
@@ -59,9 +61,10 @@ class IntegerEngine(TracedEngine):
         options: Sequence[int],
         cache_bytes: int,
         passes: Passes = PLAIN,
+        stand_ins: StandIns = NO_STAND_INS,
     ) -> None:
         _check(model)
-        traced = trace_network(model, layer_names, inputs)
+        traced = trace_network(model, layer_names, inputs, stand_ins)
         weights, packed = QuantizedWeights(cache_bytes // 2), BoundedCache[PackedConvolution](cache_bytes // 2)
         regions: dict[fx.Node, IntegerRegion] = {}
         for region in reversed(find_regions(traced, own_layer)):  # readers come after what they read
@@ -84,7 +87,7 @@ class IntegerEngine(TracedEngine):
         if len(whys) == len(few) * len(regions):
             reasons = "; ".join(sorted(set(self.in_float32.values())))
             raise DeclinedError(f"none of its quantized layers runs in integers: {reasons}")
-        super().__init__(model, layer_names, inputs, _program(traced, regions, weights))
+        super().__init__(model, layer_names, inputs, _program(traced, regions, weights), stand_ins)
 
     def _leaves(self, inputs: Any) -> tuple[Tensor, ...] | None:
         """Return the tensors of a batch: images in channels_last, or every rounding would transpose them."""

@@ -6,8 +6,9 @@ made here, that translates: the layers stay the user's very objects, with the us
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from numbers import Integral
 from types import new_class
 from typing import Any
@@ -34,18 +35,20 @@ def network_from_factory(model: FactoryModel) -> nn.Module:
     Raises:
         UserCodeError: the function is not there, fails, or returns no network with quantized layers.
     """
-    factory = load_function(model.factory, "model.factory", model.folder)
     setter = None
-    if model.set_bitwidth is not None:
-        setter = load_function(model.set_bitwidth, "model.set_bitwidth", model.folder)
-    with torch.random.fork_rng(devices=[]), running_user_code(model.factory, "model.factory", model.folder):
-        torch.manual_seed(_SEED)
-        network = factory(**copy.deepcopy(model.arguments))
+    with torch.random.fork_rng(devices=[]), redirect_stdout(sys.stderr):  # stdout carries results
+        factory = load_function(model.factory, "model.factory", model.folder)
+        if model.set_bitwidth is not None:
+            setter = load_function(model.set_bitwidth, "model.set_bitwidth", model.folder)
+        with running_user_code(model.factory, "model.factory", model.folder):
+            torch.manual_seed(_SEED)
+            network = factory(**copy.deepcopy(model.arguments))
     if not isinstance(network, nn.Module):
         raise UserCodeError(
             f"model.factory: {model.factory}: returned an object of type {type(network).__name__}; expected the "
             "network, a torch.nn.Module"
         )
+    _check_layers(network, model)
     try:
         _translate(network, model.bitwidth_attribute, setter)
     except TypeError as error:
@@ -53,13 +56,27 @@ def network_from_factory(model: FactoryModel) -> nn.Module:
             f"model.bitwidth_attribute: {model.factory}: its layers cannot be adapted ({error}); give them an "
             f"attribute {CURRENT_BITS} instead"
         ) from None
-    if not quantized_layers(network):
-        names = " and ".join(model.bitwidth_attribute)
+    return network.eval()
+
+
+def _has_bits(module: nn.Module, names: Sequence[str]) -> bool:
+    return all(isinstance(getattr(module, name, None), Integral) for name in names)
+
+
+def _check_layers(network: nn.Module, model: FactoryModel) -> None:
+    """Check that there are quantized layers, and no module that only the rest of the code would take for one."""
+    names = " and ".join(model.bitwidth_attribute)
+    if not any(_has_bits(module, model.bitwidth_attribute) for module in network.modules()):
         raise UserCodeError(
             f"model.factory: {model.factory}: none of the {sum(1 for _ in network.modules())} modules of its network "
             f"has {names} as a whole number; name what holds a layer's bits with model.bitwidth_attribute"
         )
-    return network.eval()
+    for name, module in quantized_layers(network).items():
+        if not _has_bits(module, model.bitwidth_attribute):
+            raise UserCodeError(
+                f"model.bitwidth_attribute: {model.factory}: module {name!r} has {CURRENT_BITS}, by which quantized "
+                f"layers are known, but not {names}; name {CURRENT_BITS} too, or call it something else there"
+            )
 
 
 def _translate(network: nn.Module, names: Sequence[str], setter: Callable[[nn.Module, int], object] | None) -> None:
@@ -68,7 +85,7 @@ def _translate(network: nn.Module, names: Sequence[str], setter: Callable[[nn.Mo
         return
     subclasses: dict[type[nn.Module], type[nn.Module]] = {}
     for module in network.modules():
-        if all(isinstance(getattr(module, name, None), Integral) for name in names):
+        if _has_bits(module, names):
             kind = type(module)
             if kind not in subclasses:
                 subclasses[kind] = _translating(kind, names, setter)
@@ -89,7 +106,8 @@ def _translating(
 
     def put(layer: nn.Module, bits: int) -> None:
         for name in names:
-            setattr(layer, name, bits)
+            if getattr(layer, name) != bits:  # one that follows another may be none that can be set
+                setattr(layer, name, bits)
 
     def set_all(layer: nn.Module, bits: int) -> None:
         if setter is not None:
@@ -173,6 +191,8 @@ def _classes_in(output: object, model: FactoryModel) -> int:
 def running(model: object, where: str) -> Iterator[None]:
     """Run a network in the block; where it is the user's own code, what goes wrong in it becomes a sentence.
 
+    What it prints goes to stderr.
+
     Args:
         model: the section `model` that it was made from, of whatever kind.
         where: what is being done, in errors.
@@ -184,7 +204,7 @@ def running(model: object, where: str) -> Iterator[None]:
         yield
         return
     ran_out: BaseException | None = None
-    with running_user_code(model.factory, where, model.folder):
+    with running_user_code(model.factory, where, model.folder), redirect_stdout(sys.stderr):
         try:
             yield
         except (RuntimeError, MemoryError) as error:

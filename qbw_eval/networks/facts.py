@@ -72,5 +72,5 @@ def _sources(network: nn.Module, model: FactoryModel) -> list[str]:
     names = {type(module).__module__ for module in network.modules()}
     names |= {name.partition(":")[0] for name in (model.factory, model.set_bitwidth) if name is not None}
     own = {name for name in names if name.partition(".")[0] not in ("torch", "qbw_eval")}
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in own} - {None}
-    return sorted(hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in files)
+    files = {Path(getattr(sys.modules.get(name), "__file__", None) or "") for name in own}
+    return sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file())

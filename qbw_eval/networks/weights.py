@@ -60,16 +60,18 @@ def _cause(
 ) -> str:
     """Return the likely cause in words: a question, or what to do."""
     if missing and more:
-        for names, others, longer, shorter in (
-            (state, expected, "checkpoint", "network"),
-            (expected, state, "network", "checkpoint"),
-        ):
-            prefix = _prefix(list(names), list(others))
-            if prefix:
-                return (
-                    f"names in the {longer} begin with {prefix!r}, which those in the {shorter} lack; "
-                    f"is the {longer}'s the whole of which the {shorter}'s is a part?"
-                )
+        whole = _prefix(list(state), list(expected))
+        if whole:
+            return (
+                f"names in the checkpoint begin with {whole!r}, which those in the network lack; build the whole "
+                "network, or save the state dict of that part"
+            )
+        whole = _prefix(list(expected), list(state))
+        if whole:
+            return (
+                f"names in the network begin with {whole!r}, which those in the checkpoint lack; build that part "
+                "alone, or save the state dict of the whole network"
+            )
     if missing and all(_is_of_quantizers(name) for name in missing):
         return "was it saved before quantizers were added, or with other ones?"
     if more and not missing and all(_is_of_quantizers(name) for name in more):
@@ -92,11 +94,11 @@ def _is_of_quantizers(name: str) -> bool:
 
 
 def _prefix(longer: Sequence[str], shorter: Sequence[str]) -> str:
-    """Return what most names of `longer` have before a name of `shorter`; empty where there is no such thing."""
-    wanted = set(longer)
+    """Return what most names of `shorter` have before them in `longer`; empty where there is no such thing."""
+    there = set(longer)
     for name in shorter[:1]:
         for candidate in longer:
             prefix = candidate.removesuffix(name)
-            if candidate.endswith(f".{name}") and 2 * sum(prefix + other in wanted for other in shorter) > len(shorter):
+            if candidate.endswith(f".{name}") and 2 * sum(prefix + other in there for other in shorter) > len(shorter):
                 return prefix
     return ""

@@ -166,6 +166,8 @@ def trace_layers(model: nn.Module, *inputs: object) -> LayerTable:
         LayerError: no quantized layer takes part in the forward pass, or one that exists does not.
     """
     layers = quantized_layers(model)
+    for name, layer in layers.items():
+        _check_has_weights(name, layer)
     macs = _trace(model, inputs, _macs)
     return LayerTable(tuple(_describe(name, layers[name], sum(uses)) for name, uses in macs.items()))
 
@@ -213,23 +215,28 @@ def _macs(module: nn.Module, output: Tensor) -> int:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return a quantized layer's weights (out, in, ...): its `weight`, or the only such parameter in it.
+    """Return a quantized layer's weights (out, in, ...): its `weight`, or the only such parameter in it."""
+    (weight,) = _weights_in(module)
+    return weight
 
-    Raises:
-        LayerError: it has none, or several.
-    """
+
+def _check_has_weights(name: str, module: nn.Module) -> None:
+    """Raise LayerError where a quantized layer's costs cannot be counted, for want of weights, or having too many."""
+    count = len(_weights_in(module))
+    if count != 1:
+        raise LayerError(
+            f"quantized layer {name!r} ({type(module).__name__}) has {count or 'no'} weights (out, in, ...), expected "
+            "one; only modules that hold a weight of their own may have the attribute with the bits"
+        )
+
+
+def _weights_in(module: nn.Module) -> list[Tensor]:
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim >= 2 and weight.numel():
-        return weight
+        return [weight]
     inside = [parameter for parameter in module.parameters() if parameter.ndim >= 2 and parameter.numel()]
     # PACT's clipping values are often of the shape (options, 1, 1, 1).
-    weights = [parameter for parameter in inside if parameter.numel() > parameter.shape[0]]
-    if len(weights) != 1:
-        raise LayerError(
-            f"a quantized layer ({type(module).__name__}) has {len(weights) or 'no'} weights (out, in, ...) in "
-            "place of one; only the modules that hold a weight may have the attribute with the bits"
-        )
-    return weights[0]
+    return [parameter for parameter in inside if parameter.numel() > parameter.shape[0]]
 
 
 def _describe(name: str, module: nn.Module, macs: int) -> Layer:

@@ -4,8 +4,9 @@ Invariants: `curr_bitwidth` is one of `bitwidth_options` or 32; weights and acti
 biases are not quantized. Setting a bitwidth changes nothing but `curr_bitwidth`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -92,6 +93,11 @@ _LEARNED = {"lsq": StepSize, "lsqplus": StepSizeAndZeroPoint}
 """What the quantizers learn that keep it in a module of its own."""
 
 
+def _lsq_start(mean_magnitude: Tensor, bits: int, *, signed: bool) -> tuple[Tensor]:
+    """Return LSQ's starting step; a layer may be fed nothing but zeros."""
+    return (numerics.lsq_initial_step(mean_magnitude, bits, signed).clamp(min=SMALLEST_SCALE),)
+
+
 class QuantizedLayer(nn.Module):
     """What `QuantConv2d` and `QuantLinear` share: the bitwidth, the quantizers and their parameters.
 
@@ -124,32 +130,24 @@ class QuantizedLayer(nn.Module):
     def initialize_weight_steps(self) -> None:
         """Set LSQ's or LSQ+'s starting values from the weights; shared ones suit the fewest bits."""
         weight = self.weight.detach()
-        for index, bits in enumerate(self._initialized_at(self.quantize_w)):
-            if self.quantizers.weight == "lsq":
-                step = numerics.lsq_initial_step(weight.abs().mean(), bits, True)
-                self._start(self.quantize_w, index, step.clamp(min=SMALLEST_SCALE))
-            else:
-                self._start(self.quantize_w, index, *numerics.lsq_plus_initial_weight(weight, bits))
+        if self.quantizers.weight == "lsq":
+            self._start(self.quantize_w, partial(_lsq_start, weight.abs().mean(), signed=True))
+        else:
+            self._start(self.quantize_w, partial(numerics.lsq_plus_initial_weight, weight))
 
     def initialize_activation_steps(self, x: Tensor) -> None:
         """Set LSQ's or LSQ+'s starting values from a layer's input; shared ones suit the fewest bits."""
-        for index, bits in enumerate(self._initialized_at(self.quantize_a)):
-            if self.quantizers.activation == "lsq":
-                step = numerics.lsq_initial_step(x.abs().mean(), bits, False)
-                self._start(self.quantize_a, index, step.clamp(min=SMALLEST_SCALE))  # a layer may be fed only zeros
-            else:
-                self._start(self.quantize_a, index, *numerics.lsq_plus_initial_activation(x, bits))
+        if self.quantizers.activation == "lsq":
+            self._start(self.quantize_a, partial(_lsq_start, x.abs().mean(), signed=False))
+        else:
+            self._start(self.quantize_a, partial(numerics.lsq_plus_initial_activation, x))
 
-    def _initialized_at(self, learned: StepSize) -> list[int]:
-        """Return the bits that each of (options,) or (1,) values starts for."""
-        return [min(bits, FULL_PRECISION - 1) for bits in self.bitwidth_options[: len(learned.step_size)]]
-
-    @staticmethod
-    def _start(learned: StepSize, index: int, step: Tensor, zero_point: Tensor | None = None) -> None:
+    def _start(self, learned: StepSize, initial: Callable[[int], tuple[Tensor, ...]]) -> None:
+        """Set (options,) or (1,) values to what `initial` makes of each one's bits."""
         with torch.no_grad():
-            learned.step_size[index] = step
-            if isinstance(learned, StepSizeAndZeroPoint) and zero_point is not None:
-                learned.zp[index] = zero_point
+            for index, bits in enumerate(self.bitwidth_options[: len(learned.step_size)]):
+                for values, value in zip(learned.parameters(), initial(min(bits, 31)), strict=True):
+                    values[index] = value
 
     def set_bitwidth(self, bits: int) -> None:
         """Run at `bits` from now on.

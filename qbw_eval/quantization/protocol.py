@@ -27,11 +27,11 @@ class Said:
         """The same for people.
 
         >>> Said(weight="dorefa", activation="pact", clippings=3, steps=0).words
-        'dorefa / pact, 3 clipping values'
+        'dorefa/pact, 3 clipping values'
         """
         if {self.weight, self.activation} == {"none"}:
             return "not quantized"
-        text = self.weight if self.weight == self.activation else f"{self.weight} / {self.activation}"
+        text = self.weight if self.weight == self.activation else f"{self.weight}/{self.activation}"
         if self.clippings:
             text += f", {self.clippings} clipping value{'s' * (self.clippings > 1)}"
         if self.steps:

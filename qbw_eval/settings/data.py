@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from qbw_eval.mistakes import found
 from qbw_eval.settings.kinds import Settings, Sides, list_as_tuple, printable_name
@@ -204,6 +204,27 @@ class DataSettings(Settings):
         default=None, description="factory only: what the function is called with, beside split"
     )
     batch_size: int = Field(default=256, ge=1, le=65536, description="samples a batch when evaluating")
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """What is named on the disk, by key."""
+        named = {key: getattr(self, key) for key in ("train", "validation", "test", "root")}
+        return {key: path for key, path in named.items() if path is not None}
+
+    @property
+    def folder(self) -> Path | None:
+        """The experiment file's, where a factory's module is looked for first."""
+        return self._folder
+
+    def in_folder(self, folder: Path) -> "DataSettings":
+        """Return these settings as an experiment file in `folder` holds them: paths are relative to it.
+
+        Not resolved: a link (git-annex, DVC) may lead to a file without the ending that says what it holds.
+        """
+        data = self.model_copy(update={key: folder / path for key, path in self.paths.items()})
+        data._folder = folder if self.source == "factory" else None
+        return data
 
     def below(self, root: Path | None) -> "DataSettings":
         """Return the settings with another `root`, where it is not None.

@@ -105,7 +105,8 @@ class FactoryModel(Settings):
         default_factory=dict, description="what the function is called with, by name"
     )
     bitwidth_attribute: Annotated[
-        tuple[Annotated[str, BeforeValidator(_attribute)], ...], BeforeValidator(_one_as_several)
+        tuple[Annotated[str, BeforeValidator(_attribute)], ...],
+        BeforeValidator(_one_as_several, json_schema_input_type=str | list[str]),
     ] = Field(
         default=(CURRENT_BITS,),
         description="the attribute that holds a quantized layer's bits, or several that are set to the same; quantized "

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration
+from qbw_eval.networks.multimodal_resnet import MultimodalResNet
 from qbw_eval.networks.resnet import ResNet, Shape
 from qbw_eval.quantization.layers import QuantConv2d, QuantizedLayer, Quantizers, QuantLinear, SwitchableBatchNorm2d
 
@@ -274,15 +275,26 @@ def residual_networks(draw: st.DrawFn, settings: Quantizers) -> ResNet:
     )
 
 
+SENSOR_CHANNELS = st.dictionaries(
+    st.sampled_from(["left", "right"]),
+    st.dictionaries(st.sampled_from(["audio", "seismic"]), st.integers(1, 3), min_size=1),
+    min_size=1,
+)
+"""Location -> modality -> channels."""
+
+
 @st.composite
 def cases(draw: st.DrawFn, zero_points: bool = True) -> Case:
     settings = draw(quantizers(zero_points))
-    kind = draw(st.sampled_from(["one branch", "two branches", "resnet"]))
+    kind = draw(st.sampled_from(["one branch", "two branches", "resnet", "sensors"]))
     network: nn.Module
+    sensors = draw(SENSOR_CHANNELS) if kind == "sensors" else {}
     if kind == "two branches":
         network = TwoBranches(draw(one_branches(settings)), draw(one_branches(settings)), settings)
     elif kind == "one branch":
         network = draw(one_branches(settings))
+    elif kind == "sensors":
+        network = MultimodalResNet("resnet18", settings, in_channels=sensors, fc_dim=3, num_classes=5, width=2)
     else:
         network = draw(residual_networks(settings))
     seed = draw(st.integers(0, 2**16))
@@ -290,13 +302,18 @@ def cases(draw: st.DrawFn, zero_points: bool = True) -> Case:
     generator = torch.Generator().manual_seed(seed + 1)
     size = draw(st.integers(1, 5))
 
-    def images() -> Tensor:
+    def images(channels: int = 3) -> Tensor:
         height, width = draw(st.tuples(st.integers(5, 9), st.integers(5, 9)))
-        return torch.randn(size, 3, height, width, generator=generator)
+        return torch.randn(size, channels, height, width, generator=generator)
 
     inputs: Any
     if kind == "two branches":
         inputs = {"left": {"image": images()}, "right": [images(), torch.rand(size, 5, generator=generator)]}
+    elif kind == "sensors":
+        inputs = {
+            location: {modality: images(channels) for modality, channels in modalities.items()}
+            for location, modalities in sensors.items()
+        }
     else:
         inputs = images()
     names = layer_names_of(network)

@@ -12,7 +12,7 @@ import references
 import torch
 import torch.nn.functional as F
 from any_precision_files import any_precision_content, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
@@ -24,9 +24,9 @@ from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.regions import find_regions
-from qbw_eval.evaluate import _choices_of_ours, _network_facts
 from qbw_eval.experiment import WithoutNetwork, experiment_from_mapping
-from qbw_eval.networks.build import Network, load_network
+from qbw_eval.networks.build import load_network
+from qbw_eval.networks.facts import choices_of_ours, network_facts
 from qbw_eval.networks.preact_resnet import FOLLOWED
 from qbw_eval.quantization.bitwidths import quantized_layers, set_bitwidths, trace_layers_on_meta, trace_order
 from qbw_eval.quantization.layers import SwitchableBatchNorm2d
@@ -48,12 +48,12 @@ def checkpoint_of(folder: Path, **content: Any) -> Checkpoint:
     return read_checkpoint(save(any_precision_content(**content), folder / "model_best.pth.tar"), DATA)
 
 
-def loaded_from(path: Path) -> Network:
+def loaded_from(path: Path) -> nn.Module:
     checkpoint = read_checkpoint(path, DATA)
     return load_network(checkpoint.experiment, checkpoint.state, str(path))
 
 
-def network_of(checkpoint: Checkpoint) -> Network:
+def network_of(checkpoint: Checkpoint) -> nn.Module:
     return load_network(checkpoint.experiment, checkpoint.state, "here.pth.tar")
 
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_says_its_network_and_the_file_its_data(tmp_path: Path) -> 
         DATA.random_bitwidths,
     )
     assert experiment.layer_options == experiment.trained_bitwidths == (2, 8)
-    assert _network_facts(experiment) == {
+    assert network_facts(experiment, nn.Identity()) == {
         "name": "resnet20q",
         "width": 6,
         "in_channels": 2,
@@ -84,7 +84,7 @@ def test_a_checkpoint_says_its_network_and_the_file_its_data(tmp_path: Path) -> 
         "trained_options": [2, 8],
         "batch_norm_follows": FOLLOWED,
     }
-    assert _choices_of_ours(experiment) == {"batch_norm_follows": FOLLOWED}
+    assert choices_of_ours(experiment) == {"batch_norm_follows": FOLLOWED}
 
 
 LAYERS = {
@@ -160,6 +160,7 @@ def _without(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
 
 STATE: dict[str, Tensor] = any_precision_content(options=(2, 4))["state_dict"]
 ANOTHER = "is it another network than its 'model' says?"
+VERSION = "was it saved from another network, or another version of its code?"
 FITS = "its weights do not fit the resnet20q that its 'model' names: "
 
 
@@ -231,7 +232,7 @@ FITS = "its weights do not fit the resnet20q that its 'model' names: "
         ),
         (
             {"state_dict": _without(STATE, "layers.5.bn1.bn_dict.4.bias")},
-            FITS + "layers.5.bn1.bn_dict.4.bias: missing from the checkpoint",
+            FITS + "layers.5.bn1.bn_dict.4.bias: missing from the checkpoint; " + VERSION,
         ),
         (
             {"state_dict": {**STATE, "layers.3.skip_conv.weight": torch.zeros(8, 4, 3, 3)}},
@@ -240,7 +241,7 @@ FITS = "its weights do not fit the resnet20q that its 'model' names: "
         ),
         (
             {"state_dict": {**STATE, "layers.9.conv0.weight": torch.zeros(1)}},
-            FITS + "layers.9.conv0.weight: not in the network",
+            FITS + "layers.9.conv0.weight: not in the network; " + VERSION,
         ),
     ],
 )
@@ -260,7 +261,8 @@ def test_without_its_keys_it_is_no_such_checkpoint(missing: str, tmp_path: Path)
         read_checkpoint(path, DATA)
     assert str(error.value) == (
         f"{path}: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
-        f"'model', as Any-Precision DNN does; found the keys {sorted(content)}"
+        f"'model', as Any-Precision DNN does; found the keys {sorted(content)}; a network of your own is named as a "
+        "factory in a file given with --config (README, Your own network)"
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from qbw_eval.quantization.bitwidths import (
     common_options,
     get_bitwidths,
     name_layers,
+    offered_bitwidths,
     quantized_layers,
     restored,
     set_bitwidths,
@@ -297,7 +299,8 @@ def test_no_quantizer_looks_at_values_that_the_meta_device_has_not() -> None:
     for weight in ("dorefa", "dorefa_scaled", "lsq", "lsqplus"):
         quantizers = Quantizers(options=(2, 4), weight=weight, activation="lsqplus", weight_normalization=True)  # type: ignore[arg-type]  # they are among those
         network = ResNet(SHAPES["resnet8"], quantizers, width=4, in_channels=3, num_classes=2)
-        assert trace_layers_on_meta(network, (3, 9, 9)) == trace_layers(network, torch.rand(1, 3, 9, 9))
+        sample = torch.rand(1, 3, 9, 9)
+        assert trace_layers_on_meta(network, sample) == trace_layers(network, sample)
 
 
 def test_a_foreign_layer_with_nothing_but_curr_bitwidth_is_found_set_restored_and_traced() -> None:
@@ -322,3 +325,72 @@ def test_layers_learn_their_paths_for_their_errors() -> None:
         name: name for name in quantized_layers(network)
     }
     assert isinstance(network.layer1[0].bn1, SwitchableBatchNorm2d)
+
+
+# --- layers of somebody's own ---------------------------------------------------------------------------------------
+
+
+class Holds(nn.Module):
+    """A layer whose weight is that of a convolution inside; its clipping values are none."""
+
+    curr_bitwidth = 8
+
+    def __init__(self, convolutions: int = 1) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(nn.Conv2d(2, 3, 3, bias=False) for _ in range(convolutions))
+        self.alpha = nn.Parameter(torch.ones(3, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner[0](x) if len(self.inner) else x
+
+
+class InTwo(Holds):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+def test_the_weights_of_a_layer_may_be_those_of_a_module_inside_it() -> None:
+    (layer,) = trace_layers(nn.Sequential(Holds()), torch.zeros(1, 2, 5, 5)).layers
+    assert (layer.kind, layer.weights, layer.macs) == ("Holds", 54, 27 * 18)
+    assert (layer.in_channels, layer.out_channels, layer.kernel, layer.stride) == (2, 3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        (
+            Holds(0),
+            "quantized layer '0' (Holds) has no weights (out, in, ...), expected one; only modules that hold a weight "
+            "of their own may have the attribute with the bits",
+        ),
+        (
+            Holds(2),
+            "quantized layer '0' (Holds) has 2 weights (out, in, ...), expected one; only modules that hold a weight "
+            "of their own may have the attribute with the bits",
+        ),
+        (InTwo(), "layer '0' returns a tuple, expected one tensor"),
+    ],
+)
+def test_a_layer_that_costs_cannot_be_counted_for_is_told(layer: nn.Module, sentence: str) -> None:
+    with pytest.raises(LayerError) as error:
+        trace_layers(nn.Sequential(layer), torch.zeros(1, 2, 5, 5))
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"bitwidth_options": [8, 2]}, (2, 8)),
+        ({"bitwidth_opts": torch.tensor([4, 2])}, (2, 4)),
+        ({"bitwidth_options": "248", "bitwidth_opts": (3,)}, (3,)),
+        ({"bitwidth_options": [2, 64]}, ()),
+        ({"bitwidth_options": [2.5]}, ()),
+        ({"bitwidth_options": 8}, ()),
+        ({}, ()),
+    ],
+)
+def test_the_options_that_a_layer_says_it_offers(attributes: dict[str, Any], expected: tuple[int, ...]) -> None:
+    layer = nn.Identity()
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+    assert offered_bitwidths(layer) == expected

@@ -28,7 +28,7 @@ from qbw_eval.experiment import (
     load_experiment,
 )
 from qbw_eval.settings.data import DataSettings, NormalizationSettings
-from qbw_eval.settings.model import CIFAR_STYLE, ModelSettings, NetworkName
+from qbw_eval.settings.model import CIFAR_STYLE, FactoryModel, ModelSettings, NetworkName
 from qbw_eval.settings.quantization import MethodSettings, QuantizationSettings, RandomBitwidths
 from qbw_eval.settings.training import TrainingSettings
 from qbw_eval.yaml_reader import read_yaml
@@ -98,7 +98,7 @@ data:
   mean: [0.485, 0.456, 0.406]
   std: [0.229, 0.224, 1]
 quantization:
-  mine: {bitwidth_options: [8, 2, 4]}
+  mine: {bitwidth_options: [8, 2, 4], sat_weight_normalization: true}
 """
 
 SAMPLES = """\
@@ -1491,6 +1491,157 @@ def test_what_is_wrong_with_such_a_file_is_told_with_its_place(text: str, senten
     assert str(caught.value).split("\n") == sentences
 
 
+# --- a network of the user's own ------------------------------------------------------------------------------------
+
+MINE = """\
+model:
+  factory: mine.nets:make
+  arguments: {width: 8, shape: [1, 2], deep: {a: null, b: 1.5}}
+  bitwidth_attribute: [wbit, abit]
+  set_bitwidth: mine.nets:set_bits
+  bitwidth_options: [8, 2]
+data: {source: digits}
+"""
+
+
+def test_every_key_of_a_factory_arrives_where_it_belongs(tmp_path: Path) -> None:
+    found = load(MINE)
+    model = found.model
+    assert isinstance(model, FactoryModel)
+    assert (model.factory, model.set_bitwidth) == ("mine.nets:make", "mine.nets:set_bits")
+    assert model.arguments == {"width": 8, "shape": [1, 2], "deep": {"a": None, "b": 1.5}}
+    assert model.bitwidth_attribute == ("wbit", "abit")
+    assert model.folder == tmp_path
+    assert found.layer_options == found.trained_bitwidths == (2, 8)
+    assert set(FactoryModel.model_fields) == {"factory", "arguments", "bitwidth_attribute", "set_bitwidth"}
+
+
+def test_a_factory_alone_leaves_the_options_to_the_layers() -> None:
+    found = load("model: {factory: 'mine:make', bitwidth_attribute: bits}\ndata: {source: digits}")
+    assert isinstance(found.model, FactoryModel)
+    assert (found.model.arguments, found.model.bitwidth_attribute) == ({}, ("bits",))
+    assert (found.layer_options, found.trained_bitwidths, found.method) == ((), (), None)
+    assert "quantization" not in found.as_mapping()
+    complete = found.with_options((2, 4))
+    assert complete.layer_options == complete.trained_bitwidths == (2, 4)
+    assert complete.model.folder == found.model.folder  # type: ignore[union-attr]
+
+
+def test_a_section_quantization_gives_a_factory_its_options() -> None:
+    text = "model: {factory: 'mine:make'}\ndata: {source: digits}\nquantization: "
+    assert load(text + "{any: {bitwidth_options: [4, 2]}}").layer_options == (2, 4)
+    assert load(text + "{enable: false}").layer_options == (32,)
+
+
+def test_a_mapping_which_a_checkpoint_may_hold_cannot_name_a_factory() -> None:
+    no_code = (
+        "epoch_001.pt: model.factory: names code to run, which QBW runs only where you name it yourself; "
+        "if you trust it, copy the model section into a file and give that with --config"
+    )
+    for model in ({"factory": "os:getcwd"}, {"factory": None}, {"name": "resnet8", "factory": 1}):
+        assert mapping_refusal({"model": model, "data": 5}) == [no_code]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"mine.nets:make": "mine.nets"},
+            ["2:12: model.factory: expected a function of your own as package.module:function, found 'mine.nets'"],
+        ),
+        (
+            {"mine.nets:set_bits": "3"},
+            ["5:17: model.set_bitwidth: expected text, found 3; put it in quotes"],
+        ),
+        (
+            {"arguments: {width: 8, shape: [1, 2], deep: {a: null, b: 1.5}}": "arguments: [1]"},
+            ["3:14: model.arguments: expected a mapping of keys, found a list"],
+        ),
+        ({"1.5": ".nan"}, ["3:14: model.arguments: expected finite numbers, found .nan or .inf"]),
+        (
+            {"[wbit, abit]": "[]"},
+            ["4:23: model.bitwidth_attribute: expected each name once, and at least one"],
+        ),
+        (
+            {"[wbit, abit]": "[wbit, wbit]"},
+            ["4:23: model.bitwidth_attribute: expected each name once, and at least one"],
+        ),
+        (
+            {"[wbit, abit]": "w bit"},
+            ["4:23: model.bitwidth_attribute[0]: expected the name of an attribute, found 'w bit'"],
+        ),
+        (
+            {"[wbit, abit]": "[wbit, 3]"},
+            ["4:30: model.bitwidth_attribute[1]: expected the name of an attribute, found 3"],
+        ),
+        (
+            {"[8, 2]": "[8, 64]"},
+            ["6:25: model.bitwidth_options[1]: expected at most 32, found 64"],
+        ),
+        ({"[8, 2]": "[2, 2]"}, ["6:21: model.bitwidth_options: expected every bitwidth once, found 2 more than once"]),
+        (
+            {"data:": "quantization: {enable: false}\ndata:"},
+            [
+                "6:3: model.bitwidth_options: stands beside a section quantization, which has bitwidth_options of its "
+                "own; keep one of the two"
+            ],
+        ),
+        ({"arguments": "argments"}, ["3:3: model.argments: unknown key; did you mean 'arguments'?"]),
+        (
+            {"bitwidth_options": "bitwidth_option"},
+            ["6:3: model.bitwidth_option: unknown key; did you mean 'bitwidth_options'?"],
+        ),
+        (
+            {"set_bitwidth: mine.nets:set_bits": "width: 8"},
+            [
+                "5:3: model.width: unknown key (known here: factory, arguments, bitwidth_attribute, set_bitwidth, "
+                "bitwidth_options)"
+            ],
+        ),
+        ({"data: {source: digits}": "training: {}"}, ["1:1: data: this key is missing"]),
+        (
+            {"  factory: mine.nets:make\n": "  factroy: mine.nets:make\n", "  bitwidth_attribute: [wbit, abit]\n": ""},
+            [
+                "1:1: quantization: this key is missing",
+                "2:3: model.name: this key is missing",
+                "2:3: model.factroy: unknown key; did you mean 'factory'?",
+                "3:3: model.arguments: unknown key (known here: name, width, batch_norm, quantize_first_and_last, "
+                "in_channels, num_classes, input_size, factory)",
+                "4:3: model.set_bitwidth: unknown key (known here: name, width, batch_norm, quantize_first_and_last, "
+                "in_channels, num_classes, input_size, factory)",
+                "5:3: model.bitwidth_options: unknown key (known here: name, width, batch_norm, "
+                "quantize_first_and_last, in_channels, num_classes, input_size, factory)",
+            ],
+        ),
+    ],
+)
+def test_mistakes_in_the_settings_of_factories(changes: dict[str, str], expected: list[str]) -> None:
+    text = MINE
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after, 1)
+    assert refusal(text) == [f"exp.yaml:{sentence}" for sentence in expected]
+
+
+@pytest.mark.parametrize(
+    ("changes", "accepted"),
+    [
+        ({}, True),
+        ({"  bitwidth_options: [8, 2]\n": ""}, True),
+        ({"[wbit, abit]": "bits"}, True),
+        ({"  bitwidth_options: [8, 2]\n": "", "data:": "quantization: {enable: false}\ndata:"}, True),
+        ({"arguments": "argments"}, False),
+        ({"[8, 2]": "[8, 64]"}, False),
+        ({"factory": "factroy"}, False),
+    ],
+)
+def test_the_schema_knows_factories(changes: dict[str, str], accepted: bool) -> None:
+    text = MINE
+    for before, after in changes.items():
+        text = text.replace(before, after, 1)
+    assert fits(yaml.safe_load(text), experiment_json_schema(), experiment_json_schema()) == accepted
+
+
 # --- the JSON schema ------------------------------------------------------------------------------------------------
 
 
@@ -1615,6 +1766,7 @@ def test_the_schema_accepts_a_file_that_uses_every_key() -> None:
         other = yaml.safe_load(text)
         assert fits(other, schema, schema)
         document["data"] |= other["data"]
+        document["quantization"]["first"] |= other["quantization"]["mine"]
     assert set(document) == set(schema["properties"])
     for section, part in {"model": "Model", "data": "Data", "training": "Training"}.items():
         assert set(document[section]) == set(schema["$defs"][f"{part}Settings"]["properties"])

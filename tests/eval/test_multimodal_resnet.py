@@ -11,7 +11,6 @@ from random_networks import configurations_of, naive_logits, randomize
 from seed_reference import BLOCKS, CONVOLUTIONS, seed_logits
 from torch import Tensor, nn
 
-from qbw_eval.data.batches import for_each_tensor
 from qbw_eval.engine import choose
 from qbw_eval.engine.choose import choose_engine
 from qbw_eval.engine.incremental import IncrementalEngine
@@ -20,8 +19,15 @@ from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.passes import PLAIN as PLAIN_PASSES
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.tally import predictions_of
+from qbw_eval.nested import for_each_tensor
 from qbw_eval.networks.multimodal_resnet import VARIANTS, MultimodalResNet
-from qbw_eval.quantization.bitwidths import quantized_layers, set_bitwidths, trace_layers, trace_order
+from qbw_eval.quantization.bitwidths import (
+    quantized_layers,
+    set_bitwidths,
+    trace_layers,
+    trace_layers_on_meta,
+    trace_order,
+)
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers
 from schemas.errors import UsageError
 
@@ -147,6 +153,7 @@ def test_the_layer_table_goes_location_by_location_and_modality_by_modality() ->
     network = network_of("resnet18", Quantizers(options=(2, 4)), width=4)
     names = trace_order(network, inputs_of(1, 0))
     assert names == list(trace_layers(network, inputs_of(1, 0)).names)
+    assert trace_layers_on_meta(network, inputs_of(1, 0)) == trace_layers(network, inputs_of(1, 0))
     sensors = [name.split(".")[1:3] for name in names]
     expected = [[location, modality] for location in SENSORS for modality in SENSORS[location] for _ in range(19)]
     assert sensors == expected

@@ -1,5 +1,6 @@
 """Data: the digits, tensor files in every shape people save them, and files that are something else."""
 
+import copy
 import doctest
 import hashlib
 import io
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,12 @@ import pytest
 import torch
 
 from qbw_eval.checkpoints.safe_load import CheckpointError
-from qbw_eval.data import labels
+from qbw_eval.data import errors, labels, room
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import Split, SplitName
+from qbw_eval.nested import places, samples
 from qbw_eval.settings.data import DataSettings
 from schemas.errors import UsageError
 
@@ -169,6 +172,84 @@ def test_batches_are_the_split_in_order(batch_size: int) -> None:
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
 
 
+# --- splits of nested inputs ------------------------------------------------------------------------------------------
+
+
+def nested(count: int = 6, seed: int = 0) -> dict[str, Any]:
+    """Return inputs in every kind of container."""
+    source = torch.Generator().manual_seed(seed)
+    return {
+        "front": {
+            "audio": torch.randn(count, 2, 3, 4, generator=source),
+            "seismic": torch.randn(count, 5, generator=source),
+        },
+        "back": [torch.randn(count, 1, generator=source), (torch.randn(count, 2, 2, generator=source),)],
+    }
+
+
+def a_nested_split() -> Split:
+    return Split(dataset="d", name="validation", inputs=nested(), labels=torch.tensor([0, 2, 1, 2, 0, 1]))
+
+
+def with_leaf(split: Split, change: Callable[[dict[str, Any]], object]) -> Split:
+    """Return the split with its inputs changed in place, in containers of their own."""
+    copied = copy.deepcopy(split.inputs)
+    change(copied)
+    return replace(split, inputs=copied)
+
+
+def test_the_fingerprint_of_nested_inputs_changes_with_every_value_place_and_container() -> None:
+    split = a_nested_split()
+    front, back = split.inputs["front"], split.inputs["back"]
+    variants = {
+        "itself": split,
+        "fewer": split.limited(5),
+        "a label": replace(split, labels=split.labels.flip(0)),
+        "a value": with_leaf(split, lambda inputs: inputs["front"]["audio"][5, 1, 2, 3].add_(1)),
+        "a value deep inside": with_leaf(split, lambda inputs: inputs["back"][1][0][0, 0, 0].add_(1)),
+        "another key": replace(split, inputs={"front": front, "rear": back}),
+        "another inner key": with_leaf(split, lambda i: i["front"].update(sonic=i["front"].pop("seismic"))),
+        "another order": replace(split, inputs={"back": back, "front": front}),
+        "another inner order": replace(split, inputs={"front": dict(reversed(front.items())), "back": back}),
+        "one key less": replace(split, inputs={"front": front}),
+        "swapped samples": replace(split, inputs=samples(split.inputs, torch.tensor([1, 0, 2, 3, 4, 5]))),
+        "a level less": replace(split, inputs={"front": front, "back": [back[0], back[1][0]]}),
+    }
+    assert len({variant.data_id() for variant in variants.values()}) == len(variants)
+    assert a_nested_split().data_id() == split.data_id()
+    assert replace(split, dataset="e", inputs=copy.deepcopy(split.inputs)).data_id() == split.data_id()
+
+
+def test_nested_inputs_are_limited_everywhere() -> None:
+    split = a_nested_split()
+    fewer = split.limited(4)
+    assert (len(fewer), [len(tensor) for _, tensor in places(fewer.inputs)]) == (4, [4, 4, 4, 4])
+    assert torch.equal(fewer.inputs["back"][1][0], split.inputs["back"][1][0][:4])
+    for limit in (None, 6, 100):
+        assert split.limited(limit).data_id() == split.data_id()
+    assert split.image_shape is None
+    assert [tuple(tensor.shape) for _, tensor in places(split.first)] == [(1, 2, 3, 4), (1, 5), (1, 1), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_of_nested_inputs_are_the_split_in_order(batch_size: int, resident: bool) -> None:
+    split = a_nested_split()
+    batches = batches_on(split, batch_size, torch.device("cpu"), resident=resident)
+    assert len(batches) == -(-6 // batch_size)
+    for _ in range(2):  # any number of times
+        position = 0
+        for batch in batches:
+            assert list(batch.inputs) == ["front", "back"]
+            assert isinstance(batch.inputs["back"][1], tuple)
+            for row in range(len(batch.labels)):
+                assert batch.labels[row] == split.labels[position]
+                for (_, tensor), (_, whole) in zip(places(batch.inputs), places(split.inputs), strict=True):
+                    assert torch.equal(tensor[row], whole[position])
+                position += 1
+        assert position == 6
+
+
 # --- tensor files that can be used ----------------------------------------------------------------------------------
 
 
@@ -210,6 +291,54 @@ def test_every_usual_way_to_save_tensors_gives_the_same_split(way: str, tmp_path
     assert split.data_id() == a_split().data_id()
 
 
+def test_tensors_that_were_saved_wanting_a_gradient_are_data_all_the_same(tmp_path: Path) -> None:
+    inputs, one_hot = torch.from_numpy(IMAGES.copy()), torch.eye(3)[LABELS]
+    split = load(as_pt(tmp_path / "d.pt", (inputs.requires_grad_(), one_hot.requires_grad_())))
+    assert not split.inputs.requires_grad
+    assert split.data_id() == a_split().data_id()
+
+
+@pytest.mark.parametrize("name", ["inputs", "data"])
+def test_a_torch_file_may_hold_nested_inputs(name: str, tmp_path: Path) -> None:
+    split = a_nested_split()
+    loaded = load(as_pt(tmp_path / "d.pt", {name: split.inputs, "labels": split.labels}))
+    assert loaded.data_id() == split.data_id()
+    assert type(loaded.inputs["back"][1]) is tuple
+    pair = load(as_pt(tmp_path / "d.pt", (split.inputs, split.labels)))
+    assert pair.data_id() == split.data_id()
+
+
+def test_nested_inputs_may_be_bytes_doubles_and_out_of_order(tmp_path: Path) -> None:
+    pixels, columns = torch.arange(12, dtype=torch.uint8).reshape(4, 3), torch.arange(8.0).double().reshape(2, 4).t()
+    split = load(as_pt(tmp_path / "d.pt", {"inputs": {"a": pixels, "b": columns}, "labels": torch.tensor(LABELS)}))
+    assert torch.equal(split.inputs["a"], pixels.float() / 255)
+    assert split.inputs["b"].tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for _, tensor in places(split.inputs))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, "inputs b hold 3 samples, a holds 4; expected as many"),
+        ({"a": {"b": torch.ones(4)}}, "inputs a.b have shape (4,); expected (samples, ...)"),
+        ({"a": [1]}, "inputs a.0 are 1; expected a tensor"),
+        ({"a": {}}, "inputs hold no tensors"),
+        ({"a": torch.ones(4, 2).long()}, "inputs a are torch.int64; expected floating point, or uint8 (which is "),
+        ({"a": torch.ones(4, 2) / 0}, "8 input a values are NaN or infinite; remove those samples"),
+        ({"a": torch.ones(3, 2)}, "labels are torch.int64 of shape (4,); expected one whole number, or one one-hot "),
+        ({}, "holds ['inputs', 'labels'], but no tensor named inputs, x, images or data"),
+    ],
+)
+def test_nested_inputs_that_are_none_say_where(inputs: object, sentence: str, tmp_path: Path) -> None:
+    found = refusal(as_pt(tmp_path / "d.pt", {"inputs": inputs, "labels": torch.tensor(LABELS)}))
+    assert found.startswith(sentence)
+
+
+def test_labels_are_one_tensor(tmp_path: Path) -> None:
+    path = as_pt(tmp_path / "d.pt", (torch.from_numpy(IMAGES), {"vehicle": torch.tensor(LABELS)}))
+    assert refusal(path) == "labels are in a dict; expected one tensor"
+
+
 @pytest.mark.parametrize("ending", ["pt", "npz"])
 def test_bytes_become_numbers_from_0_to_1(ending: str, tmp_path: Path) -> None:
     pixels = np.array([0, 1, 51, 128, 254, 255, 7, 9], dtype=np.uint8).reshape(2, 1, 2, 2)
@@ -227,8 +356,9 @@ def test_a_split_that_the_experiment_does_not_name_says_so(tmp_path: Path) -> No
     assert str(error.value) == "data.test: the experiment names no file for the split 'test'; add it, or use --split"
 
 
-def test_the_examples_in_docstrings_run() -> None:
-    assert doctest.testmod(labels) == (0, 3)
+@pytest.mark.parametrize(("module", "count"), [(labels, 3), (errors, 1), (room, 1)])
+def test_the_examples_in_docstrings_run(module: ModuleType, count: int) -> None:
+    assert doctest.testmod(module) == (0, count)
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "i1", "i2", "i4", "i8", "u8", "f2", "f4", "f8"])

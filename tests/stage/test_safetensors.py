@@ -37,14 +37,15 @@ def entry(dtype: str, shape: Any, begin: Any, end: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-def file_of(tensors: Mapping[str, tuple[str, np.ndarray]]) -> bytes:
-    """Return a good file of (dtype, array) by name, in this order."""
+def file_of(tensors: Mapping[str, tuple[str, np.ndarray]], align: int = 1) -> bytes:
+    """Return a good file of (dtype, array) by name, in this order, which begin at a multiple of `align` bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     data = b""
     for name, (dtype, array) in tensors.items():
         header[name] = entry(dtype, list(array.shape), len(data), len(data) + array.nbytes)
         data += array.tobytes()
-    return written(header, data)
+    words = json.dumps(header).encode()
+    return written(words + b" " * (-(len(words) + 8) % align), data)
 
 
 def refusal(data: bytes, folder: Path) -> str:

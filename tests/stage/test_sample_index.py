@@ -16,6 +16,7 @@ from torch import Tensor
 from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.data import normalization, room, samples
 from qbw_eval.data.errors import DataError
+from qbw_eval.data.labels import label_of_sample
 from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import Split
 from qbw_eval.settings.data import DataSettings
@@ -159,6 +160,15 @@ def test_raw_numbers_of_any_real_type_become_float32_as_they_are(folder: Path, d
     assert split.inputs["here"]["audio"][0].flatten().tolist() == list(range(24))
 
 
+def test_tensors_that_were_saved_wanting_a_gradient_are_samples_all_the_same(folder: Path) -> None:
+    before = load(folder, normalization={"method": "standard"})
+    for file in [*(folder / "val").iterdir(), *(folder / "train").iterdir()]:
+        content = torch.load(file, weights_only=True)
+        content["data"]["front"]["audio"].requires_grad_()
+        torch.save(content, file)
+    assert load(folder, normalization={"method": "standard"}).data_id() == before.data_id()
+
+
 def test_limit_reads_no_more(folder: Path) -> None:
     for index in range(2, 7):
         (folder / f"val/{index}.pt").unlink()
@@ -244,9 +254,10 @@ def test_labels_may_be_numbers_tensors_one_hot_or_in_a_dict(label: object, key: 
         (True, None, "label is True; expected a whole number"),
         (2.0, None, "label is 2.0; expected a whole number"),
         ("car", None, "label is 'car'; expected a whole number"),
-        (None, None, "label is None; expected a whole number"),
+        (None, None, "label is nothing; expected a whole number"),
         (100_000, None, "label is 100000; expected a whole number"),
-        (2**70, None, "label is 1180591620717411303424; expected a whole number"),
+        (b"car", None, "label is an object of type bytes; expected a whole number"),
+        (2**70, None, "label is a whole number of many digits; expected a whole number"),
         (torch.tensor(2.0), None, "labels are torch.float32 of shape (1,); expected one whole number"),
         (torch.tensor(-2), None, "the smallest label is -2; classes count from 0"),
         (torch.tensor(10**6), None, "the largest label is 1000000; expected fewer than 100,000 classes"),
@@ -260,13 +271,18 @@ def test_labels_may_be_numbers_tensors_one_hot_or_in_a_dict(label: object, key: 
         ),
         ({}, None, "label has no key 'vehicle_type'; say with data.label which it is (it has: none)"),
         ({"a": 1}, "c", "label has no key 'c'; say with data.label which it is (it has: 'a')"),
-        ({"vehicle_type": {"a": 1}}, None, "label is {'a': 1}; expected a whole number"),
+        ({"vehicle_type": {"a": 1}}, None, "label is a dict of 1; expected a whole number"),
     ],
 )
 def test_what_is_no_label_is_named_with_its_file(label: object, key: str | None, sentence: str, folder: Path) -> None:
     content = torch.load(folder / "val/0.pt", weights_only=True)
     torch.save({**content, "label": label}, folder / "val/0.pt")
     assert refusal(folder, label=key).startswith(f"{folder}/val/0.pt: {sentence}")
+
+
+def test_a_label_of_more_digits_than_python_writes_is_no_traceback() -> None:
+    with pytest.raises(DataError, match=r"^here: label is a whole number of many digits; expected a whole number"):
+        label_of_sample(10**5000, None, "here")
 
 
 # --- samples that cannot be used --------------------------------------------------------------------------------------
@@ -284,7 +300,7 @@ PAIR = {"audio": AUDIO, "seismic": torch.zeros(24)}
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ([1], "expected a dict with 'data' ({location: {modality: tensor}}) and 'label', found a list"),
+        ([1], "expected a dict with 'data' ({location: {modality: tensor}}) and 'label', found a list of 1"),
         ({"data": {}}, "expected a dict with 'data' ({location: {modality: tensor}}) and 'label', found ['data']"),
         (
             {"data": AUDIO, "label": 1},
@@ -306,7 +322,7 @@ PAIR = {"audio": AUDIO, "seismic": torch.zeros(24)}
         ),
         (
             both(PAIR, PAIR | {"audio": [1, 2]}),
-            "data['back']['audio']: expected a tensor of real numbers, found a list",
+            "data['back']['audio']: expected a tensor of real numbers, found a list of 2",
         ),
         (
             both(PAIR, PAIR | {"audio": AUDIO.to(torch.complex64)}),
@@ -396,6 +412,7 @@ def test_blank_lines_and_blanks_around_paths_are_passed_over(folder: Path) -> No
         (b"val/0.pt\nval/1.npz\n", ":2: expected the path of a .pt file, found 'val/1.npz'"),
         (b"val/0.pt,3\n", ":1: expected the path of a .pt file, found 'val/0.pt,3'"),
         (b"val/\x00.pt\n", r":1: expected the path of a .pt file, found 'val/\x00.pt'"),
+        (b"val/\x1b[2J.pt\n", r":1: expected the path of a .pt file, found 'val/\x1b[2J.pt'"),
         (b"x" * 4094 + b".pt\n", ":1: expected the path of a .pt file, found 'xxx"),
     ],
 )
@@ -441,9 +458,15 @@ def test_root_stands_in_for_what_is_not_there(folder: Path, written: str) -> Non
     assert load(folder, validation=index, root=folder).data_id() == before.data_id()
 
 
-def test_an_index_that_is_not_there_is_looked_for_below_root(folder: Path) -> None:
+@pytest.mark.parametrize("written", ["/home/alice/val.txt", "/val.txt", "val.txt", "alice/val.txt"])
+def test_an_index_that_is_not_there_is_looked_for_below_root(folder: Path, written: str) -> None:
     before = load(folder)
-    assert load(folder, validation=Path("/home/alice/val.txt"), root=folder).data_id() == before.data_id()
+    assert load(folder, validation=Path(written), root=folder).data_id() == before.data_id()
+    # The longest end of its path is the likeliest.
+    (folder / "alice").mkdir()
+    (folder / "alice/val.txt").write_text("../val/1.pt\n")
+    count = 1 if "alice" in written else 7
+    assert len(load(folder, validation=Path(written), root=folder)) == count
 
 
 def test_the_longest_end_of_a_path_wins_and_no_two_files_become_one(folder: Path) -> None:

@@ -128,3 +128,12 @@ def test_our_own_errors_and_ctrl_c_pass() -> None:
     for kind in (QBWError, KeyboardInterrupt):
         with pytest.raises(kind), running_user_code("a:b", "here"):
             raise kind("ours")
+
+
+def test_what_the_users_code_prints_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path, "print('imported')\ndef make():\n    print('made')\n")
+    function = load_function("mine_of_test:make", "here", tmp_path)
+    with running_user_code("mine_of_test:make", "here"):
+        function()
+    print("ours")
+    assert capsys.readouterr() == ("ours\n", "imported\nmade\n")

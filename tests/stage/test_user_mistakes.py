@@ -111,6 +111,8 @@ def with_yaml(old: str, new: str) -> Callable[[Workplace], list[str]]:
     return lambda place: ["run", "good.pt", "--config", place.write("e.yaml", YAML.replace(old, new))]
 
 
+OWN = "; a network of your own is named as a factory in a file given with --config (README, Your own network)"
+
 MISTAKES: dict[str, Mistake] = {
     # --- which checkpoint
     "no checkpoint": Mistake(lambda _: ["run"], "Missing argument 'CKPT...'.", 2),
@@ -161,17 +163,17 @@ MISTAKES: dict[str, Mistake] = {
         run(lambda p: p.checkpoint(without="model_state_dict")),
         "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
         "'model', as Any-Precision DNN does; found the keys "
-        "['config', 'epoch', 'optimizer_state_dict', 'quantization_method', 'val_acc', 'val_loss']",
+        "['config', 'epoch', 'optimizer_state_dict', 'quantization_method', 'val_acc', 'val_loss']" + OWN,
     ),
     "only a state dict": Mistake(
         run(lambda p: p.save({"conv1.weight": torch.ones(1)})),
         "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
-        "'model', as Any-Precision DNN does; found the keys ['conv1.weight']",
+        "'model', as Any-Precision DNN does; found the keys ['conv1.weight']" + OWN,
     ),
     "a list": Mistake(
         run(lambda p: p.save([1, 2])),
         "bad.pt: expected a dict with 'model_state_dict', as `qbw-eval train` writes, or with 'state_dict' and "
-        "'model', as Any-Precision DNN does; found list",
+        "'model', as Any-Precision DNN does; found list" + OWN,
     ),
     "state dict of numbers": Mistake(
         run(lambda p: p.checkpoint(model_state_dict={"w": 1.0})),
@@ -180,28 +182,26 @@ MISTAKES: dict[str, Mistake] = {
     "another width": Mistake(
         run(wider),
         "bad.pt: its weights do not fit the network that its configuration describes: conv1.weight: is (4, "
-        "1, 3, 3) in the checkpoint, (8, 1, 3, 3) in the network; was it saved from another width, number of "
-        "classes or clipping?; bn1.weight: is (4,) in the checkpoint, (8,) in the network; was it saved from "
-        "another width, number of classes or clipping?; bn1.bias: is (4,) in the checkpoint, (8,) in the "
-        "network; was it saved from another width, number of classes or clipping?; bn1.running_mean: is (4,) "
-        "in the checkpoint, (8,) in the network; was it saved from another width, number of classes or "
-        "clipping?; bn1.running_var: is (4,) in the checkpoint, (8,) in the network; was it saved from "
-        "another width, number of classes or clipping?; and 41 more",
+        "1, 3, 3) in the checkpoint, (8, 1, 3, 3) in the network; bn1.weight: is (4,) in the checkpoint, (8,) in the "
+        "network; bn1.bias: is (4,) in the checkpoint, (8,) in the network; bn1.running_mean: is (4,) "
+        "in the checkpoint, (8,) in the network; bn1.running_var: is (4,) in the checkpoint, (8,) in the network; "
+        "and 41 more; was it saved from another width, number of classes or clipping?",
     ),
     "unknown layer": Mistake(
         run(lambda p: p.weights(layer9__weight=torch.zeros(1))),
         "bad.pt: its weights do not fit the network that its configuration describes: layer9.weight: not in "
-        "the network",
+        "the network; was it saved from another network, or another version of its code?",
     ),
     "missing layer": Mistake(
         run(lambda p: p.weights(layer1__0__conv1__weight=None)),
         "bad.pt: its weights do not fit the network that its configuration describes: layer1.0.conv1.weight: "
-        "missing from the checkpoint",
+        "missing from the checkpoint; was it saved from another network, or another version of its code?",
     ),
     "whole-number weights": Mistake(
         run(lambda p: p.weights(conv1__weight=torch.zeros(4, 1, 3, 3, dtype=torch.int64))),
         "bad.pt: its weights do not fit the network that its configuration describes: conv1.weight: is "
-        "torch.int64 in the checkpoint, torch.float32 in the network",
+        "torch.int64 in the checkpoint, torch.float32 in the network; weights are floating-point numbers here; "
+        "was it saved from a network converted to whole numbers?",
     ),
     "no epoch": Mistake(
         run(lambda p: p.checkpoint(without="epoch")), "bad.pt: 'epoch' must be a whole number from 0, found None"
