@@ -14,7 +14,7 @@ COVERED_BY := claims compact load safe_load store verify
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval report test torture torture-table coverage mutation check bench bench-table tensorboard clean
+.PHONY: help setup demo eval watch report test torture torture-table coverage mutation check bench bench-table tensorboard clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ demo: $(READY) ## train a small network on real data, evaluate every epoch, buil
 eval: $(READY) ## evaluate: CKPT=file|folder|glob [CONFIG=file.yaml] [N=16] [DEVICE=auto] [RECORDS=folder]
 	@test -n '$(CKPT)' || { echo "make: say which checkpoint: make eval CKPT=path/to/checkpoint.pt" >&2; exit 2; }
 	@$(BIN)/qbw-eval run '$(CKPT)' --records '$(RECORDS)' $(if $(CONFIG),--config '$(CONFIG)') \
+		$(if $(N),--num-configs $(N)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+# At the lowest priority: where training computes on the same cores, it goes first.
+watch: $(READY) ## evaluate checkpoints as training writes them: DIR=folder [N=16] [DEVICE=auto] [ARGS="--until-idle 10m"]
+	@test -n '$(DIR)' || { echo "make: say which folder: make watch DIR=runs/digits/checkpoints" >&2; exit 2; }
+	@nice -n 19 $(BIN)/qbw-eval watch '$(DIR)' --records '$(RECORDS)' $(if $(CONFIG),--config '$(CONFIG)') \
 		$(if $(N),--num-configs $(N)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 report: $(READY) ## build statistics, figures and TensorBoard events: [RECORDS=folder] [REPORT=folder]

@@ -70,6 +70,20 @@ _TRUST = click.option(
 _MAX_BYTES = click.option("--max-bytes", type=_Size(), help=_MAX_BYTES_HELP)
 
 
+class _Duration(click.ParamType[float]):
+    """Seconds, in words."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from qbw_eval.watching import parse_duration
+
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class _Range(click.ParamType["CostRange"]):
     """A cost and its lowest and highest value."""
 
@@ -144,6 +158,16 @@ def _sampler_options(options: dict[str, object]) -> "SamplerOptions":
 
     names = SamplerOptions.__dataclass_fields__
     return SamplerOptions(**{name: options.pop(name) for name in names})  # type: ignore[arg-type]  # click has checked the types
+
+
+def _with_options_of(other: click.Command, *, without: tuple[str, ...]) -> Callable[[click.Command], click.Command]:
+    """Return a decorator that gives a command the options of another one, and so those that it will have."""
+
+    def decorate(command: click.Command) -> click.Command:
+        command.params += [option for option in other.params if option.name not in without]
+        return command
+
+    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -224,6 +248,38 @@ def sample(**options: object) -> None:
 
     sampling = _sampler_options(options)
     sample_command(SampleOptions(sampling=sampling, **options))  # type: ignore[arg-type]  # click has checked the types
+
+
+@_with_options_of(run, without=("checkpoints", "resume", "dry_run", "trust_pickle"))
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--every", type=_Duration(), default="5s", show_default=True, help="Time between two looks at DIR.")
+@click.option(
+    "--settle", type=_Duration(), default="5s", show_default=True, help="How long a file must have stayed the same."
+)
+@click.option("--once", is_flag=True, help="Evaluate what is ready now, and stop.")
+@click.option("--until-idle", type=_Duration(), help="Stop when nothing new has come for so long, such as 10m.")
+def watch(folder: Path, every: float, settle: float, once: bool, until_idle: float | None, **options: object) -> None:
+    """Evaluate checkpoints as training writes them into DIR, until Ctrl-C.
+
+    A file is read when it has stayed the same for a while, and evaluated when its checksums are right; a file that is
+    written again is a new checkpoint. Training never waits. Times are such as 0.5s, 5s, 10m, 1h.
+    """
+    from qbw_eval.commands.run import RunOptions
+    from qbw_eval.commands.watch import WatchOptions, watch_command
+
+    sampling = _sampler_options(options)
+    run_options = RunOptions(
+        checkpoints=(str(folder),),
+        sampling=sampling,
+        resume=True,
+        dry_run=False,
+        trust_pickle=(),
+        **options,  # type: ignore[arg-type]  # click has checked the types
+    )
+    watch_command(
+        WatchOptions(folder=folder, every=every, settle=settle, once=once, until_idle=until_idle, run=run_options)
+    )
 
 
 @cli.command()

@@ -40,19 +40,24 @@ def trusted_among(paths: Sequence[Path], trusted: Sequence[Path]) -> set[Path]:
     return found
 
 
+def checkpoints_below(folder: Path) -> list[Path]:
+    """Return the files with `SUFFIXES` in a folder and in those inside, in order; hidden ones are nobody's business."""
+    inside = [file for suffix in SUFFIXES for file in folder.rglob(f"*{suffix}")]
+    return sorted((file for file in inside if file.is_file() and not file.name.startswith(".")), key=_natural)
+
+
 def _matches(word: str) -> list[Path]:
     path = Path(word)
     if path.is_file():
         return [path]
     if path.is_dir():
-        inside = [file for suffix in SUFFIXES for file in path.rglob(f"*{suffix}")]
-        visible = [file for file in inside if file.is_file() and not file.name.startswith(".")]
+        visible = checkpoints_below(path)
         if not visible:
             raise UsageError(
                 f"{word}: a folder without checkpoints; expected files that end in "
                 f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
             )
-        return sorted(visible, key=_natural)
+        return visible
     matches = [Path(match) for match in glob.glob(word, recursive=True)]  # noqa: PTH207 - Path.glob refuses absolute ones
     matches = [match for match in matches if match.is_file()]
     if not matches:

@@ -9,6 +9,7 @@ from qbw_eval.checkpoints.any_precision import any_precision_checkpoint, is_any_
 from qbw_eval.checkpoints.foreign import foreign_checkpoint
 from qbw_eval.checkpoints.load import load_checkpoint_file
 from qbw_eval.checkpoints.native import Checkpoint, native_checkpoint
+from qbw_eval.checkpoints.safe_load import CheckpointError, LoadedFile
 from qbw_eval.checkpoints.seed import is_seed, seed_checkpoint
 from qbw_eval.experiment import Experiment, WithoutNetwork
 from qbw_eval.settings.model import FactoryModel
@@ -21,6 +22,7 @@ def read_checkpoint(
     needs_data: bool = True,
     trust: bool = False,
     max_bytes: int | None = None,
+    bytes_at: Path | None = None,
 ) -> Checkpoint:
     """Read and check a checkpoint.
 
@@ -30,13 +32,18 @@ def read_checkpoint(
         needs_data: it is to be evaluated, so where nobody names data, say what to name.
         trust: let pickle run what the file says, where it cannot be read without.
         max_bytes: what the file may hold; half of the machine's memory if not given.
+        bytes_at: a copy of the file to read instead, where somebody may be writing the file; all that is said, and the
+            checkpoint itself, still name the file.
 
     Raises:
         CheckpointError: not readable, or a key is missing or of the wrong type; says which.
         ExperimentError: its configuration makes no sense.
         UsageError: what `instead` says, or does not say, does not go with the checkpoint.
     """
-    loaded = load_checkpoint_file(path, trust=trust, max_bytes=max_bytes)
+    if bytes_at is None:
+        loaded = load_checkpoint_file(path, trust=trust, max_bytes=max_bytes)
+    else:
+        loaded = _load_copy(bytes_at, path, trust=trust, max_bytes=max_bytes)
     if isinstance(instead, Experiment) and isinstance(instead.model, FactoryModel):
         return foreign_checkpoint(loaded, path, instead)
     if is_any_precision(loaded.content):
@@ -44,3 +51,10 @@ def read_checkpoint(
     if is_seed(loaded.content):
         return seed_checkpoint(loaded, path, instead)
     return native_checkpoint(loaded, path, instead)
+
+
+def _load_copy(copy: Path, path: Path, *, trust: bool, max_bytes: int | None) -> LoadedFile:
+    try:
+        return load_checkpoint_file(copy, trust=trust, max_bytes=max_bytes)
+    except CheckpointError as error:
+        raise type(error)(str(error).replace(str(copy), str(path))) from None

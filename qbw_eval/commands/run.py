@@ -1,7 +1,6 @@
 """`qbw-eval run`: evaluate checkpoints and append what is missing to the records."""
 
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from qbw_eval.commands.console import print_table, progress_on_stderr
 from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.commands.dry_run import DryRun
 from qbw_eval.commands.sampler_options import SamplerOptions, read_configurations, resolve
+from qbw_eval.commands.stopping import stopping
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.fit import with_data_shape
 from qbw_eval.data.sources import load_split
@@ -28,7 +28,7 @@ from qbw_eval.memory import keep_freed_memory
 from qbw_eval.sampling.given import Given
 from qbw_eval.settings.data import DataSettings
 from qbw_eval.store import RecordStore
-from schemas.errors import InterruptedByUserError, QBWError, TerminatedError
+from schemas.errors import QBWError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,39 +96,27 @@ def run_command(options: RunOptions) -> None:
     if not options.dry_run:
         store.sweep()
     dry_run = DryRun() if options.dry_run else None
-    earlier = signal.signal(signal.SIGTERM, _terminate)
     outcomes: list[Outcome] = []
     failed: list[Path] = []
     committed: list[int] = []  # rows per part, also of a checkpoint that is not finished
     told: set[str] = set()
-    try:
-        for evaluation in _evaluations(paths, trusted, instead, options, given, device, store, failed):
-            outcomes.append(_run_one(evaluation, store, options, committed, told))
-            if dry_run is not None:
-                plan = evaluation.plan
-                dry_run.add(evaluation, plan.chunks(store.done(evaluation.checkpoint.sha256, plan.plan_id)))
-    except (KeyboardInterrupt, _TerminatedError) as stop:
-        sentence = (
-            f"{'terminated' if isinstance(stop, _TerminatedError) else 'interrupted'}; "
-            f"{sum(committed)} new rows are kept in {options.records} "
+
+    def kept(word: str) -> str:
+        return (
+            f"{word}; {sum(committed)} new rows are kept in {options.records} "
             f"({len(outcomes)} of {len(paths)} checkpoints are finished); "
             + ("the same command continues" if options.resume else "the same command evaluates all of it once more")
         )
-        error = TerminatedError if isinstance(stop, _TerminatedError) else InterruptedByUserError
-        raise error(sentence) from None
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+
+    with stopping(kept):
+        for evaluation in _evaluations(paths, trusted, instead, options, given, device, store, failed):
+            outcomes.append(run_one(evaluation, store, options, committed, told))
+            if dry_run is not None:
+                plan = evaluation.plan
+                dry_run.add(evaluation, plan.chunks(store.done(evaluation.checkpoint.sha256, plan.plan_id)))
     _print(outcomes, options, dry_run)
     if failed:
         raise QBWError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated; the sentences above say why")
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM; like KeyboardInterrupt, nothing but the end of the command may catch it."""
-
-
-def _terminate(_signal: int, _frame: object) -> None:
-    raise _TerminatedError
 
 
 def _evaluations(
@@ -156,13 +144,7 @@ def _evaluations(
             if same != path:
                 _tell(f"{path}: the same weights and epoch as {same}; evaluated once")
                 continue
-            data = checkpoint.experiment.data.below(options.data_root)
-            if data not in splits:
-                splits[data] = load_split(data, options.split, limit=options.limit, beside=options.records.parent)
-            # A file given with --config may leave to the data what a checkpoint's own configuration says.
-            complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
-            settings = _settings(complete, options, given, device)
-            evaluation = prepare(complete, splits[data].limited(options.limit), settings)
+            evaluation = prepare_one(checkpoint, options, given, device, splits)
         except QBWError as error:
             if len(paths) == 1:
                 raise
@@ -170,6 +152,26 @@ def _evaluations(
             failed.append(path)
             continue
         yield evaluation if options.resume else _again(evaluation, store)
+
+
+def prepare_one(
+    checkpoint: Checkpoint,
+    options: RunOptions,
+    given: Given | None,
+    device: torch.device,
+    splits: dict[DataSettings, Split],
+) -> Evaluation:
+    """Return a checkpoint's evaluation, ready to run; `splits` holds the data that were read before.
+
+    Raises:
+        QBWError: it cannot be evaluated as it was asked for.
+    """
+    data = checkpoint.experiment.data.below(options.data_root)
+    if data not in splits:
+        splits[data] = load_split(data, options.split, limit=options.limit, beside=options.records.parent)
+    # A file given with --config may leave to the data what a checkpoint's own configuration says.
+    complete = replace(checkpoint, experiment=with_data_shape(checkpoint.experiment, splits[data]))
+    return prepare(complete, splits[data].limited(options.limit), _settings(complete, options, given, device))
 
 
 def _again(evaluation: Evaluation, store: RecordStore) -> Evaluation:
@@ -202,7 +204,7 @@ def _settings(
     )
 
 
-def _run_one(
+def run_one(
     evaluation: Evaluation, store: RecordStore, options: RunOptions, committed: list[int], told: set[str]
 ) -> Outcome:
     """Evaluate what is missing of one checkpoint, committing chunk by chunk and noting each in `committed`.

@@ -415,6 +415,52 @@ MISTAKES: dict[str, Mistake] = {
         "'first'); did you mean 'first'?",
         2,
     ),
+    # --- watch
+    "watch: no folder": Mistake(lambda _: ["watch"], "Missing argument 'DIR'.", 2),
+    "watch: missing folder": Mistake(
+        lambda _: ["watch", "nowhere"],
+        "nowhere: cannot be watched (No such file or directory); "
+        "name the folder that training writes its checkpoints into",
+        2,
+    ),
+    "watch: a file": Mistake(
+        lambda _: ["watch", "good.pt"],
+        "good.pt: expected a folder, found a file; to evaluate it: qbw-eval run good.pt",
+        2,
+    ),
+    "watch: --every without a unit": Mistake(
+        lambda _: ["watch", ".", "--every", "5"],
+        "Invalid value for '--every': expected a time from 0.1s to 30d, such as 5s, 10m or 1h, found '5'",
+        2,
+    ),
+    "watch: --settle that is no time": Mistake(
+        lambda _: ["watch", ".", "--settle", "soon"],
+        "Invalid value for '--settle': expected a time from 0.1s to 30d, such as 5s, 10m or 1h, found 'soon'",
+        2,
+    ),
+    "watch: looking without a pause": Mistake(
+        lambda _: ["watch", ".", "--every", "0s"],
+        "Invalid value for '--every': expected a time from 0.1s to 30d, such as 5s, 10m or 1h, found '0s'",
+        2,
+    ),
+    "watch: --until-idle before anything can be ready": Mistake(
+        lambda _: ["watch", ".", "--until-idle", "5s"],
+        "--until-idle: expected at least 10s, as --every and --settle add up to, found 5s; "
+        "before that no file can become ready",
+        2,
+    ),
+    "watch: --once and --until-idle": Mistake(
+        lambda _: ["watch", ".", "--once", "--until-idle", "10m"],
+        "--once: goes without --until-idle, since it does not wait for anything new",
+        2,
+    ),
+    "watch: missing experiment file": Mistake(
+        lambda _: ["watch", ".", "--config", "other.yaml"],
+        "other.yaml: no such file; expected an experiment file (YAML)",
+        2,
+    ),
+    "watch: --no-resume": Mistake(lambda _: ["watch", ".", "--no-resume"], "No such option '--no-resume'.", 2),
+    # --- train and inspect
     "train: earlier checkpoints": Mistake(
         lambda p: ["train", p.write("e.yaml", YAML), "--out", p.inside("o/mine/checkpoints/epoch_001.pt", 3)],
         "o/mine/checkpoints: holds 1 checkpoints of an earlier training; name another --out, change "

@@ -36,6 +36,8 @@ EXPECTED = (
     "hostile checkpoints",
     "control: hostile checkpoints, read by pickle",
     "mutated checkpoints",
+    "watch beside a training, in place",
+    "watch beside a training, renaming",
 )
 """The tests in the order of the table; one without a line is shown as not run."""
 
