@@ -62,9 +62,11 @@ report: $(READY) ## build statistics, figures and TensorBoard events: [RECORDS=f
 tensorboard: $(READY) ## serve the report's TensorBoard files: [REPORT=folder]
 	@$(BIN)/tensorboard --logdir '$(REPORT)/tensorboard' --samples_per_plugin images=1000,scalars=100000 $(ARGS)
 
-test: $(READY) ## run the tests
-	@echo "make: running the tests (a few minutes)" >&2
-	@$(BIN)/python -m pytest $(ARGS)
+# A file's tests stay together: they share what their fixtures have trained.
+test: export OMP_NUM_THREADS = 1
+test: $(READY) ## run the tests: [JOBS=2] [ARGS="-k words"]
+	@echo "make: running the tests in $(or $(JOBS),2) processes (some ten minutes)" >&2
+	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
 
 torture: $(READY) ## kill, race, fill, cut and damage the store, and read hostile checkpoints: [TORTURE_SCALE=1] [SEED=1] [JSON=file] [ARGS="-k races"]
 	@echo "make: torturing the store and the loader (TORTURE_SCALE=1: about half an hour; power cuts and full disks need root)" >&2

@@ -27,6 +27,7 @@ from qbw_eval.cli import cli
 from qbw_eval.commands import run as run_module
 from qbw_eval.commands import watch as watch_module
 from qbw_eval.commands.run import RunOptions
+from qbw_eval.commands.sampler_options import SamplerOptions
 from qbw_eval.commands.watch import WatchOptions, watch_command
 from qbw_eval.store import RecordStore
 from qbw_eval.verify import verify
@@ -34,6 +35,20 @@ from schemas.errors import QBWError
 
 ENGINE = "engine: incremental (equal to the reference in every bit, and there is little to compute)"
 SUMMARY = "Checkpoints: {}. New rows: {}. Rows: {}. Next: make report\n"
+
+
+def sampling(num_configs: int) -> SamplerOptions:
+    """What the user says who asks for so many configurations."""
+    return SamplerOptions(
+        sampler=None,
+        num_configs=num_configs,
+        seed=None,
+        range=None,
+        cost=None,
+        base=None,
+        configurations=None,
+        of=None,
+    )
 
 
 class Training:
@@ -66,10 +81,10 @@ class Place:
             once=False,
             until_idle=20.0,
             run=RunOptions(
-                checkpoints=(), config=None, records=self.records, num_configs=3, sampler=None, seed=None,
-                bitwidths=None, device="cpu", batch_size=None, limit=20, split="validation", engine="auto",
-                memory=None, data_root=None, tf32=False, resume=True, dry_run=False, as_json=False, quiet=True,
-                verbose=False,
+                checkpoints=(), config=None, records=self.records, sampling=sampling(3), bitwidths=None, device="cpu",
+                batch_size=None, limit=20, split="validation", engine="auto", skip=None, per_class=False, memory=None,
+                data_root=None, max_bytes=None, trust_pickle=(), tf32=False, resume=True, dry_run=False, as_json=False,
+                quiet=True, verbose=False,
             ),
         )  # fmt: skip
 
@@ -178,7 +193,7 @@ def test_what_is_there_already_adds_nothing_and_says_so(place: Place) -> None:
     assert place.stdout == (
         f"{place.folder}/last.pt: epoch 1: nothing to do, its 3 rows are there\n" + place.counted(1, 0)
     )
-    place.watch(run=replace(place.options.run, num_configs=5))
+    place.watch(run=replace(place.options.run, sampling=sampling(5)))
     assert place.rows() == [("last.pt", 0, 5)]
     assert ": 2 configurations evaluated, 3 before; " in place.stdout
 
@@ -252,7 +267,7 @@ def test_what_carries_no_checksums_is_read_twice(place: Place, copies_read: list
         place.watch(lambda: None, place.write("last.pt", b"other"), lambda: None, place.write("last.pt", b"no zip"))
     assert len(copies_read) == 4
     assert place.stderr == (
-        f"qbw-eval: error: {place.folder}/last.pt: expected a file written by torch.save (a zip archive), found text\n"
+        f"qbw-eval: error: {place.folder}/last.pt: expected a file written by torch.save, found text\n"
     )
 
 
@@ -429,7 +444,7 @@ def test_data_are_read_once_and_one_set_is_kept(place: Place, monkeypatch: pytes
 
 def test_it_has_the_options_of_run_but_those_that_make_no_sense() -> None:
     run, watch = ({option.name for option in cli.commands[name].params} for name in ("run", "watch"))
-    assert run - watch == {"checkpoints", "resume", "dry_run"}
+    assert run - watch == {"checkpoints", "resume", "dry_run", "trust_pickle"}
     assert watch - run == {"folder", "every", "settle", "once", "until_idle"}
     described = {option.name: option for option in cli.commands["run"].params}
     assert all(option is described[option.name] for option in cli.commands["watch"].params if option.name in run)
@@ -507,7 +522,7 @@ def test_a_stopped_watch_keeps_its_rows_and_the_same_command_goes_on(
         "the same command goes on\n"
     )
     assert place.rows() == [("last.pt", 0, 64)]
-    place.watch(run=replace(place.options.run, num_configs=100, limit=5))
+    place.watch(run=replace(place.options.run, sampling=sampling(100), limit=5))
     assert place.rows() == [("last.pt", 0, 100)]
 
 
