@@ -83,7 +83,7 @@ coverage: $(QUALITY_READY) ## branch coverage of the store and the loader by the
 
 # Results are kept in mutants/ for what did not change; without ARGS all begins anew.
 mutation: $(QUALITY_READY) ## change the store and the loader in every small way; fails if no test notices: [JOBS=1] [ARGS="qbw_eval.store.*"]
-	@echo "make: testing with a thousand mutants (about half an hour; one function: make mutation ARGS='*x_decode_part*')" >&2
+	@echo "make: testing with some thousand mutants (hours; one function: make mutation ARGS='*x_decode_part*')" >&2
 	@$(if $(ARGS),,rm -rf mutants)
 	@mkdir -p mutants
 	@$(BIN)/mutmut run --max-children $(or $(JOBS),1) $(ARGS) > mutants/mutmut.log 2>&1 || { tail -n 40 mutants/mutmut.log >&2; exit 1; }
