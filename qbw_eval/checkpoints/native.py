@@ -56,7 +56,8 @@ class Checkpoint:
         hasher.update(json.dumps([self.epoch, said.experiment, *meaning], sort_keys=True).encode())
         for name, tensor in sorted(self.state.items()):
             hasher.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            hasher.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            plain = tensor.detach().resolve_conj().resolve_neg()  # no bytes are shown of what torch put off computing
+            hasher.update(plain.contiguous().flatten().view(torch.uint8).numpy().data)
         return hasher.hexdigest()
 
 

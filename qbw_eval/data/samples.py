@@ -269,7 +269,8 @@ class SampleReader:
                 f"{printable(file)}: {where}: expected shape {tuple(first.shape)}, as in {self._first_name()}, "
                 f"found {tuple(tensor.shape)}"
             )
-        tensor = tensor.detach().float().contiguous()  # one that wants a gradient was saved as such
+        # One that wants a gradient was saved as such, and so was one whose sign torch put off changing.
+        tensor = tensor.detach().resolve_neg().float().contiguous()
         if not bool(tensor.isfinite().all()):
             count = int((~tensor.isfinite()).sum())
             raise DataError(f"{printable(file)}: {where}: {count} values are NaN or infinite; take it out of the index")
