@@ -433,6 +433,35 @@ def test_a_line_that_is_no_path_is_named(content: bytes, sentence: str, folder: 
     assert refusal(folder).startswith(f"{folder}/val.txt{sentence}")
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".pt", "/home/" + "x" * 300 + ".pt"])
+def test_a_name_that_no_file_can_bear_is_a_file_that_is_not_there(name: str, folder: Path) -> None:
+    (folder / "val.txt").write_text(f"{name}\n")
+    assert " lists, 'xx" in refusal(folder) or " lists, '/home/xx" in refusal(folder)
+    assert f"no end of its path is a file below data.root ({folder})" in refusal(folder, root=folder)
+    before = (folder / "train.txt").read_text().splitlines()
+    (folder / "val.txt").write_text(f"{before[0]}\n{name}\n")
+    assert refusal(folder).endswith(".pt: no such file; its index lists it")
+    assert "no such file" in refusal(folder, validation=folder / name)
+
+
+def test_what_would_have_to_be_waited_for_is_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Some of the system's own files say that they are files, and give nothing until something happens. So does a pipe,
+    # here held open and said to be a file.
+    for name in ("val.txt", "val/0.pt"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    monkeypatch.setattr(samples, "is_file", Path.exists)
+    ends = [os.open(folder / name, os.O_RDWR) for name in ("val.txt", "val/0.pt")]
+    try:
+        assert refusal(folder) == f"{folder}/val.txt: lists no files; expected the path of a .pt file a line"
+        (folder / "val.txt").unlink()
+        (folder / "val.txt").write_text("val/0.pt\n")
+        assert refusal(folder) == f"{folder}/val/0.pt: expected a checkpoint, found a pipe, socket or device"
+    finally:
+        for end in ends:
+            os.close(end)
+
+
 def test_an_index_that_is_none_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MAX_INDEX", 10)
     assert refusal(folder) == f"{folder}/val.txt: is larger than 0 MiB; is it an index, a path a line?"
