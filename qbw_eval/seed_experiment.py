@@ -19,7 +19,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from qbw_eval.experiment import Experiment, ExperimentError, located, read_document, with_absolute_files
 from qbw_eval.mistakes import Mistake, all_sentences, found, mistakes_in, sentence
@@ -70,11 +79,20 @@ class _Keys(BaseModel):
 _Names = Annotated[tuple[str, ...], BeforeValidator(list_as_tuple), Field(min_length=1, max_length=64)]
 
 
+def _possible_path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"expected the path of an index file, which lists a .pt file a line, found {shown(text)}")
+    return text
+
+
+IndexFile = Annotated[str, AfterValidator(_possible_path)]
+
+
 class _Task(_Keys):
     num_classes: Annotated[int, Field(ge=2, le=100_000)]
-    train_index_file: str | None = None
-    val_index_file: str | None = None
-    test_index_file: str | None = None
+    train_index_file: IndexFile | None = None
+    val_index_file: IndexFile | None = None
+    test_index_file: IndexFile | None = None
 
 
 class _Normalization(_Keys):

@@ -284,7 +284,7 @@ def _device(call: Call) -> torch.device:
         match call.arguments:
             case (str() as kind,):
                 return torch.device(kind)
-            case (str() as kind, int() as index):
+            case (str() as kind, int() as index) if is_size(index):  # True is no 1
                 return torch.device(kind, index)
     except RuntimeError:
         pass

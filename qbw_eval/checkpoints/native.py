@@ -55,8 +55,10 @@ class Checkpoint:
         meaning = [part.model_dump(mode="json") for part in (said.model, said.quantization, said.data)]
         hasher.update(json.dumps([self.epoch, said.experiment, *meaning], sort_keys=True).encode())
         for name, tensor in sorted(self.state.items()):
-            hasher.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            hasher.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            # A stranger's name may hold what is no character: whether it fits the network is asked later.
+            hasher.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode(errors="surrogatepass"))
+            plain = tensor.detach().resolve_conj().resolve_neg()  # no bytes are shown of what torch put off computing
+            hasher.update(plain.contiguous().flatten().view(torch.uint8).numpy().data)
         return hasher.hexdigest()
 
 

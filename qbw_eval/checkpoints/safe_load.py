@@ -111,6 +111,14 @@ def open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is a file that may be looked at; False too for a path that the system takes for none.
+
+    Path.is_file raises where a name is too long, or a folder of somebody else's is in the way.
+    """
+    return os.path.isfile(path)  # noqa: PTH113 - see above
+
+
 def read_file(path: Path, max_bytes: int) -> memoryview:
     """Return the bytes of a file, read once into memory of our own.
 

@@ -34,6 +34,12 @@ STORAGES: Final = {
 }
 """Names of storages -> what they hold; that of the last is bytes, and the tensor says of what."""
 
+_LATER: Final = frozenset(
+    {torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2}
+    | {torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu}
+)
+"""Types that no storage is named after. With torch's others (quantized, bits, parts of a byte) nothing is computed."""
+
 _TENSOR = "torch._utils._rebuild_tensor"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _SUBCLASSES = ("torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2")
@@ -125,6 +131,8 @@ class Tensors:
             found = torch_constant(metadata) if isinstance(metadata, Name) else None
             if not isinstance(found, torch.dtype):
                 raise ContentError("a tensor of no type")
+            if found not in _LATER and found not in STORAGES.values():
+                raise ContentError(f"expected an ordinary tensor, found one of {found}")
             dtype, metadata = found, arguments[7] if len(arguments) > 7 else None
         offset, sizes, strides = arguments[1], sizes_of(arguments[2]), _strides(arguments[3])
         if sizes is None or strides is None or not is_size(offset) or len(sizes) != len(strides):

@@ -49,7 +49,8 @@ def checked_inputs(inputs: object, where: str) -> Any:
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
-    values = tensor.detach().float().contiguous()  # a tensor that wants a gradient was saved as one
+    # A tensor that wants a gradient was saved as one, and so was one whose sign torch put off changing.
+    values = tensor.detach().resolve_neg().float().contiguous()
     return values / 255 if tensor.dtype == torch.uint8 else values
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from qbw_eval.checkpoints.safe_load import load_torch_file
+from qbw_eval.checkpoints.safe_load import is_file, load_torch_file, open_without_waiting
 from qbw_eval.data.errors import DataError, described, printable
 from qbw_eval.data.labels import label_of_sample
 from qbw_eval.settings.data import DataSettings
@@ -89,18 +89,18 @@ def read_index(path: Path, root: Path | None, key: str) -> Index:
 
 def _below_root(path: Path, root: Path | None) -> Path | None:
     """Return the path, or the longest end of it that is a file below `root`; None where there is none."""
-    if path.is_file():
+    if is_file(path):
         return path
     if root is None:
         return None
     ends = (root.joinpath(*path.parts[first:]) for first in range(int(path.is_absolute()), len(path.parts)))
-    return next((end for end in ends if end.is_file()), None)
+    return next((end for end in ends if is_file(end)), None)
 
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_INDEX + 1)
+        with open(path, "rb", opener=open_without_waiting) as file:  # Path.open has no opener
+            content = file.read(MAX_INDEX + 1) or b""  # nothing where it would have to be waited for
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     if len(content) > MAX_INDEX:
@@ -126,11 +126,11 @@ def _paths_in(content: bytes, index: Path) -> list[Path]:
 def _located(listed: Sequence[Path], index: Path, root: Path | None) -> tuple[Path, ...]:
     """Return where the files are: as written, relative to the index or to `root`, or with their beginning replaced."""
     first, folder = listed[0], index.parent
-    if (folder / first).is_file():  # which is `first` itself where that is absolute
+    if is_file(folder / first):  # which is `first` itself where that is absolute
         return tuple(folder / path for path in listed)
     if root is not None:
         for count in range(len(first.parts)):
-            if (root / Path(*first.parts[count:])).is_file() and not (count == 0 and first.is_absolute()):
+            if is_file(root / Path(*first.parts[count:])) and not (count == 0 and first.is_absolute()):
                 return tuple(_replaced(path, first.parts[:count], root, index) for path in listed)
     where = f"in {printable(folder)}" if not first.is_absolute() else "there"
     remedy = (
@@ -168,8 +168,9 @@ def fetched(files: Sequence[Path]) -> Iterator[Path]:
 def _fetch(file: Path) -> None:
     """Have the system keep a small file in memory; what is wrong with it is said when it is loaded."""
     with suppress(OSError):
-        if file.is_file() and file.stat().st_size <= _SMALL:
-            file.read_bytes()
+        if is_file(file) and file.stat().st_size <= _SMALL:
+            with open(file, "rb", opener=open_without_waiting) as opened:  # Path.open has no opener
+                opened.read()
 
 
 class SampleReader:
@@ -191,7 +192,7 @@ class SampleReader:
             DataError: it is not there, is no sample, has other locations, modalities or shapes than the first, or
                 values that are NaN or infinite.
         """
-        if not file.is_file():
+        if not is_file(file):
             raise DataError(f"{printable(file)}: no such file; its index lists it")
         content = load_torch_file(file).content
         if not isinstance(content, Mapping) or not isinstance(content.get("data"), Mapping) or "label" not in content:
@@ -269,7 +270,8 @@ class SampleReader:
                 f"{printable(file)}: {where}: expected shape {tuple(first.shape)}, as in {self._first_name()}, "
                 f"found {tuple(tensor.shape)}"
             )
-        tensor = tensor.detach().float().contiguous()  # one that wants a gradient was saved as such
+        # One that wants a gradient was saved as such, and so was one whose sign torch put off changing.
+        tensor = tensor.detach().resolve_neg().float().contiguous()
         if not bool(tensor.isfinite().all()):
             count = int((~tensor.isfinite()).sum())
             raise DataError(f"{printable(file)}: {where}: {count} values are NaN or infinite; take it out of the index")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from qbw_eval.checkpoints.safe_load import default_max_bytes, load_torch_file, torch_content
+from qbw_eval.checkpoints.safe_load import default_max_bytes, is_file, load_torch_file, torch_content
 from qbw_eval.checkpoints.safetensors_file import load_safetensors, safetensors_places
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.inputs import checked_inputs, is_inputs
@@ -34,7 +34,7 @@ def read_tensor_file(path: Path, name: SplitName) -> Split:
         CheckpointError: the file cannot be read safely.
         DataError: there is no such file, or it holds something else.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path}: no such file; data.{name} must name a {TENSOR_FILES} file with inputs and labels")
     file = MappedFile.of(path)
     content = None if file is None else _mapped(file)

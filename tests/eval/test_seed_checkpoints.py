@@ -222,6 +222,11 @@ MISTAKES = {
         {"vehicle_classification": {"num_classes": "7"}},
         "config: vehicle_classification.num_classes: expected a whole number, found '7'",
     ),
+    "index": (
+        {"vehicle_classification": {"num_classes": 7, "val_index_file": "a\0b"}},
+        "config: vehicle_classification.val_index_file: expected the path of an index file, which lists a .pt file a "
+        r"line, found 'a\x00b'",
+    ),
     "task": ({"vehicle_classification": ...}, "config: vehicle_classification: this key is missing"),
     "segments": ({"num_segments": 0}, "config: num_segments: expected at least 1, found 0"),
     "normalization": (

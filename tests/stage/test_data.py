@@ -293,7 +293,9 @@ def test_every_usual_way_to_save_tensors_gives_the_same_split(way: str, tmp_path
 
 def test_tensors_that_were_saved_wanting_a_gradient_are_data_all_the_same(tmp_path: Path) -> None:
     inputs, one_hot = torch.from_numpy(IMAGES.copy()), torch.eye(3)[LABELS]
+    before = load(as_pt(tmp_path / "negative.pt", (torch._neg_view(-inputs), one_hot)))
     split = load(as_pt(tmp_path / "d.pt", (inputs.requires_grad_(), one_hot.requires_grad_())))
+    assert split.data_id() == before.data_id()
     assert not split.inputs.requires_grad
     assert split.data_id() == a_split().data_id()
 

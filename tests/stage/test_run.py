@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,26 @@ def test_files_with_the_same_bytes_are_evaluated_once(tiny_checkpoints: Path, re
         in outcome.stderr.splitlines()
     )
     assert [row["checkpoint"] for row in rows_in(records)] == ["epoch_002.pt"] * 2
+
+
+def test_a_name_of_weights_that_is_no_text_has_a_fingerprint_too(tiny_checkpoints: Path) -> None:
+    ours = read_checkpoint(tiny_checkpoints / "epoch_002.pt")
+    one, other = (replace(ours, state={name: torch.ones(1)}) for name in ("\ud800", "\ud801"))
+    assert one.same_network() != other.same_network()
+
+
+def test_weights_whose_sign_torch_put_off_changing_are_weights_all_the_same(
+    tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    content = torch.load(tiny_checkpoints / "epoch_002.pt", weights_only=True)
+    state = content["model_state_dict"]
+    content["model_state_dict"] = {
+        name: torch._neg_view(-tensor) if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
+    torch.save(content, tmp_path / "negative.pt")
+    theirs, ours = read_checkpoint(tmp_path / "negative.pt"), read_checkpoint(tiny_checkpoints / "epoch_002.pt")
+    assert any(tensor.is_neg() for tensor in theirs.state.values())
+    assert theirs.same_network() == ours.same_network()
 
 
 def test_data_are_read_once_for_several_checkpoints_and_moved_once_for_each(

@@ -490,6 +490,19 @@ def test_an_ordinary_tensor_comes_back(tensor: torch.Tensor, tmp_path: Path) -> 
         assert torch.equal(back, tensor)
 
 
+LATER = [f"uint{bits}" for bits in (16, 32, 64)]
+LATER += [f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")]
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_tensor_of_a_type_that_no_storage_is_named_after_comes_back(name: str, tmp_path: Path) -> None:
+    tensor = torch.arange(8, dtype=torch.uint8).view(getattr(torch, name))
+    back = load_torch_file(saved(tensor, tmp_path / "a.pt")).content
+    assert isinstance(back, torch.Tensor)
+    assert back.dtype == tensor.dtype
+    assert torch.equal(back.view(torch.uint8), tensor.view(torch.uint8))
+
+
 def test_a_tensor_of_another_device_comes_back_on_the_cpu(tmp_path: Path) -> None:
     pickled = zipfile.ZipFile(saved({"w": torch.ones(2)}, tmp_path / "a.pt")).read("a/data.pkl")
     assert pickled.count(text("cpu")) == 1
@@ -952,6 +965,8 @@ SENSELESS: dict[bytes, str] = {
     called("torch.Size"): "a torch.Size that is not made of sizes",
     called("torch.device", text("moon")): "a torch.device that is none",
     called("torch.device", b"K\x01"): "a torch.device that is none",
+    called("torch.device", text("cpu"), b"\x88"): "a torch.device that is none",
+    called("torch.device", text("cpu"), b"\x8a\x0a" + bytes(9) + b"\x01"): "a torch.device that is none",
     called("builtins.set", b"N"): NO_SET,
     called("collections.deque", b"}"): NO_SET,
     called("collections.OrderedDict", b"]Na"): NO_PAIRS,
@@ -977,6 +992,12 @@ SENSELESS: dict[bytes, str] = {
     tensor(STORAGE, b"K\x05", b"K\x00\x85", b"K\x01\x85"): "claims an element at 4, more than its storage holds",
     tensor(how="_rebuild_tensor_v3"): "a tensor of no type",
     tensor(STORAGE, b"K\x00", b")", b")", b"\x89", b"N", named("torch.strided"), how="_rebuild_tensor_v3"): "a tensor",
+    tensor(STORAGE, b"K\x00", b")", b")", b"\x89", b"N", named("torch.qint8"), how="_rebuild_tensor_v3"): (
+        "expected an ordinary tensor, found one of torch.qint8"
+    ),
+    tensor(STORAGE, b"K\x00", b")", b")", b"\x89", b"N", named("torch.uint3"), how="_rebuild_tensor_v3"): (
+        "expected an ordinary tensor, found one of torch.uint3"
+    ),
     tensor(STORAGE.replace(b"Float", b"QInt8"), b"K\x00", b")", b")"): "expected an ordinary tensor, found one of torc",
     tensor(STORAGE.replace(text("0"), text("1")), b"K\x00", b")", b")"): "lies in a storage '1' that is not in the fil",
     tensor(STORAGE.replace(b"K\x04t", b"K\x05t"), b"K\x00", b")", b")"): "its storage claims 20 bytes, and 16 are ther",

@@ -170,6 +170,15 @@ def test_tensors_that_were_saved_wanting_a_gradient_are_samples_all_the_same(fol
     assert load(folder, normalization={"method": "standard"}).data_id() == before.data_id()
 
 
+def test_tensors_whose_sign_torch_put_off_changing_are_samples_all_the_same(folder: Path) -> None:
+    before = load(folder, normalization={"method": "standard"})
+    for file in [*(folder / "val").iterdir(), *(folder / "train").iterdir()]:
+        content = torch.load(file, weights_only=True)
+        content["data"]["front"]["audio"] = torch._neg_view(-content["data"]["front"]["audio"])
+        torch.save(content, file)
+    assert load(folder, normalization={"method": "standard"}).data_id() == before.data_id()
+
+
 def test_limit_reads_no_more(folder: Path) -> None:
     for index in range(2, 7):
         (folder / f"val/{index}.pt").unlink()
@@ -422,6 +431,35 @@ def test_blank_lines_and_blanks_around_paths_are_passed_over(folder: Path) -> No
 def test_a_line_that_is_no_path_is_named(content: bytes, sentence: str, folder: Path) -> None:
     (folder / "val.txt").write_bytes(content)
     assert refusal(folder).startswith(f"{folder}/val.txt{sentence}")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".pt", "/home/" + "x" * 300 + ".pt"])
+def test_a_name_that_no_file_can_bear_is_a_file_that_is_not_there(name: str, folder: Path) -> None:
+    (folder / "val.txt").write_text(f"{name}\n")
+    assert " lists, 'xx" in refusal(folder) or " lists, '/home/xx" in refusal(folder)
+    assert f"no end of its path is a file below data.root ({folder})" in refusal(folder, root=folder)
+    before = (folder / "train.txt").read_text().splitlines()
+    (folder / "val.txt").write_text(f"{before[0]}\n{name}\n")
+    assert refusal(folder).endswith(".pt: no such file; its index lists it")
+    assert "no such file" in refusal(folder, validation=folder / name)
+
+
+def test_what_would_have_to_be_waited_for_is_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Some of the system's own files say that they are files, and give nothing until something happens. So does a pipe,
+    # here held open and said to be a file.
+    for name in ("val.txt", "val/0.pt"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    monkeypatch.setattr(samples, "is_file", Path.exists)
+    ends = [os.open(folder / name, os.O_RDWR) for name in ("val.txt", "val/0.pt")]
+    try:
+        assert refusal(folder) == f"{folder}/val.txt: lists no files; expected the path of a .pt file a line"
+        (folder / "val.txt").unlink()
+        (folder / "val.txt").write_text("val/0.pt\n")
+        assert refusal(folder) == f"{folder}/val/0.pt: expected a checkpoint, found a pipe, socket or device"
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def test_an_index_that_is_none_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
