@@ -1729,13 +1729,13 @@ def test_the_schema_accepts_what_we_accept(document: dict[str, Any]) -> None:
 ACROSS_SETTINGS = (
     r"source 'digits'|source 'tensors'|source 'image_folder'|source: image_folder|data.size, which|"
     r"source 'sample_index'|source 'factory'|source: sample_index|is fitted on|a smaller and a larger|each once|"
-    r"does not go with|bitwidth: |quantization_method|a method is missing"
+    r"does not go with|bitwidth: |quantization_method|a method is missing|goes with sampler|the cost of the range"
 )
 ONLY_IN_YAML = r"given twice|not valid YAML|given at top level too|the tag|is too long|a name as the key"
 NARROWER = (
     r"a name of 1 to 200 bytes|a name without|\.safetensors file|path of a folder|path of an index|a finite number|"
 )
-NARROWER += r"a function of your own|finite numbers, true"
+NARROWER += r"a function of your own|finite numbers, true|a cost and its lowest"
 BEYOND = re.compile(f"{ACROSS_SETTINGS}|{ONLY_IN_YAML}|{NARROWER}")
 
 

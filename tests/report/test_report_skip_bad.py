@@ -114,7 +114,7 @@ def test_a_part_of_a_newer_version_is_not_to_be_repaired(tmp_path: Path) -> None
     newer.write_bytes(tagged([row([8, 8], 600)], schema_version="2.0"))
     with pytest.raises(QBWError) as error:
         read_records(folder)
-    sentence = f"{newer}: schema version '2.0' is newer than 1.0, which this QBW reads; upgrade qbw"
+    sentence = f"{newer}: schema version '2.0' is newer than 1.1, which this QBW reads; upgrade qbw"
     assert str(error.value) == f"{sentence}; to draw without this part, say --skip-bad"
     frame, notes = read_records(folder, skip_bad=True)
     assert (len(frame), notes) == (1, [f"left out: {sentence}"])

@@ -5,14 +5,17 @@ from dataclasses import fields, replace
 
 from torture_work import checkpoint_id_of, plan_of, rows_of
 
+from qbw_eval.configurations import SamplerSettings
 from qbw_eval.layer_table import Layer, LayerTable
 from qbw_eval.plan import Plan
+from qbw_eval.sampling.ranges import parse_range
 from schemas.records import record_id_of
 
 PLAN = replace(plan_of(8, chunk_size=8), network={"name": "resnet8", "quantizers": {"weights": "dorefa", "bits": [1]}})
 CHECKPOINT = checkpoint_id_of(0)
-SAME = {"count", "num_samples"}
-"""Fields of a plan that must not count: how many were asked for; how many samples there are is in data_id."""
+SAME = {"count", "num_samples", "unquantized_weight_bytes"}
+"""Fields of a plan that must not count: how many were asked for; how many samples there are is in data_id, and what a
+network keeps beside its quantized weights is in the network."""
 
 
 def other_layers(table: LayerTable) -> Iterator[tuple[str, LayerTable]]:
@@ -50,6 +53,20 @@ def other_plans() -> Iterator[tuple[str, Plan]]:
         yield f"data_id {data_id}", replace(PLAN, data_id=data_id)
     for numerics in ("made-up/2", "other/1", ""):
         yield f"numerics {numerics!r}", replace(PLAN, numerics=numerics)
+    for sampler, told in (
+        ("iid", SamplerSettings(range=parse_range("avg_bitwidth=2:6"))),
+        ("iid", SamplerSettings(range=parse_range("avg_bitwidth=2:7"))),
+        ("iid", SamplerSettings(range=parse_range("bit_ops=2:6"))),
+        ("stratified", SamplerSettings()),
+        ("stratified", SamplerSettings(cost="weight_bytes")),
+        ("stratified", SamplerSettings(cost="bit_ops")),
+        ("one-layer", SamplerSettings(base=2)),
+        ("one-layer", SamplerSettings(base=4)),
+        ("file", SamplerSettings(given=((2,) * len(PLAN.table),))),
+        ("neighbours", SamplerSettings(given=((2,) * len(PLAN.table),))),
+        ("neighbours", SamplerSettings(given=((4,) * len(PLAN.table),))),
+    ):
+        yield f"{sampler} told {told}", replace(PLAN, sampler=sampler, settings=told)
     for repeat in (1, 2, 10):
         yield f"repeat {repeat}", replace(PLAN, repeat=repeat)
 
