@@ -21,10 +21,13 @@ class BitwidthConfiguration:
     Attributes:
         bitwidths: one of the options per layer, in forward order of the layer table.
         index: position in the sampler's sequence, from 0.
+        target_cost, target: the cost that the sampler aimed at, and its value there; None where it aimed at none.
     """
 
     bitwidths: tuple[int, ...]
     index: int
+    target_cost: str | None = None
+    target: float | None = None
 
     @property
     def config_id(self) -> str:

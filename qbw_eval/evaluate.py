@@ -26,7 +26,7 @@ from qbw_eval.nested import bytes_of, samples, to_device
 from qbw_eval.networks.build import load_network, quantizers_of
 from qbw_eval.networks.preact_resnet import FOLLOWED
 from qbw_eval.plan import Plan
-from qbw_eval.quantization.bitwidths import trace_layers_on_meta
+from qbw_eval.quantization.bitwidths import trace_layers_on_meta, unquantized_weight_bytes
 from qbw_eval.quantization.numerics import FULL_PRECISION
 from qbw_eval.rows import Provenance, record_table
 from qbw_eval.settings.model import AnyPrecisionModel
@@ -123,6 +123,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
         num_samples=len(split),
         numerics=choice.engine.numerics + ("+tf32" if settings.tf32 else ""),
         count=settings.num_configs,
+        unquantized_weight_bytes=unquantized_weight_bytes(model),
     )
     return Evaluation(
         checkpoint=checkpoint,

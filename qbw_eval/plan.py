@@ -38,6 +38,8 @@ class Plan:
         num_samples: how many samples it has.
         numerics: the engine's.
         count: how many configurations were asked for.
+        unquantized_weight_bytes: what the network keeps beside its quantized weights; None where nobody counted. It
+            follows from the network, so it is in no hash.
         repeat: 0, or which of the repetitions asked for with --no-resume this is.
     """
 
@@ -50,6 +52,7 @@ class Plan:
     num_samples: int
     numerics: str
     count: int
+    unquantized_weight_bytes: int | None = None
     repeat: int = 0
 
     @property

@@ -23,6 +23,9 @@ from schemas.records import record_id_of
 _NEEDED = ("checkpoint_id", "plan_id", "config_index", "model_id", "bitwidth_options")
 """Columns without which a row cannot be told from others or checked; the schema lets every column be null."""
 
+_NEW = ("relative_weight_bytes",)
+"""Costs that rows of schema version 1.0 do not have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -128,7 +131,8 @@ def _first_wrong_row(part: pa.Table, name: str, tables: dict[str, LayerTable | N
             if len(row["bitwidths"]) != len(table):
                 return f"{where}: has bits for {len(row['bitwidths'])} layers; its layer table has {len(table)}"
             costs = costs_of(row["bitwidths"], table, max(bits or 0 for bits in row["bitwidth_options"]))
-            wrong = [cost for cost, value in vars(costs).items() if row[cost] != value]
+            known = {cost: value for cost, value in vars(costs).items() if row[cost] is not None or cost not in _NEW}
+            wrong = [cost for cost, value in known.items() if row[cost] != value]
             if wrong:
                 return f"{where}: {wrong[0]} is {row[wrong[0]]}; its bits and layers give {vars(costs)[wrong[0]]}"
     return None

@@ -44,6 +44,10 @@ def check_records(table: pa.Table, where: str) -> None:
     _require(pc.less_equal(correct, count), "correct", "at most num_samples", table, where)
     ratio = pc.divide(correct.cast(pa.float64()), count.cast(pa.float64()))
     _require(pc.equal(table["accuracy"], ratio), "accuracy", "correct / num_samples", table, where)
+    top5 = table["top5_correct"]
+    _require(pc.or_kleene(pc.is_null(top5), pc.less_equal(0, top5)), "top5_correct", "0 or more", table, where)
+    within = pc.or_kleene(pc.is_null(top5), pc.less_equal(top5, count))
+    _require(within, "top5_correct", "at most num_samples", table, where)
     _require(pc.greater(pc.list_value_length(table["bitwidths"]), 0), "bitwidths", "at least one layer", table, where)
     _require(pc.is_valid(table["record_id"]), "record_id", "a value", table, where)
     bits, rows = pc.list_flatten(table["bitwidths"]), pc.list_parent_indices(table["bitwidths"])

@@ -1,7 +1,8 @@
 """The record: one evaluated bitwidth configuration of one checkpoint on one data split.
 
 Invariants checked when a part is written and when it is read:
-    0 <= correct <= num_samples, 0 < num_samples; accuracy == correct / num_samples; 1 <= bits <= 32 in every layer.
+    0 <= correct <= num_samples, 0 < num_samples; accuracy == correct / num_samples; 1 <= bits <= 32 in every layer;
+    0 <= top5_correct <= num_samples where it is not null.
 Invariants of a whole dataset:
     len(bitwidths) is the number of quantized layers, in forward order of the layer table `model_id` names;
     record_id is unique, and is what `record_id_of` gives for the row.
@@ -16,13 +17,18 @@ import pyarrow as pa
 from schemas.columns import Column, arrow_schema
 
 KIND = "records"
-SCHEMA_VERSION = (1, 0)
-"""Major, minor. A reader refuses a newer major and reads what it knows of a newer minor."""
+SCHEMA_VERSION = (1, 1)
+"""Major, minor. A reader refuses a newer major and reads what it knows of a newer minor.
+
+1.1 added target, target_cost, relative_weight_bytes, unquantized_weight_bytes, kl_divergence, top5_correct,
+correct_per_class and samples_per_class; rows from before have nulls there.
+"""
 
 _text, _time = pa.string(), pa.timestamp("us", tz="UTC")
 _bits = pa.list_(
     pa.field("element", pa.int8())
 )  # "element" is what Parquet calls it; any other name comes back changed
+_counts = pa.list_(pa.field("element", pa.int64()))
 
 
 def _identity(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> Column:
@@ -65,6 +71,20 @@ RECORD_COLUMNS: tuple[Column, ...] = (
         "weighted_avg_bitwidth", pa.float64(), "mean weighted by weight count", "bits", "Weighted average bitwidth"
     ),
     _configuration("weight_bytes", pa.int64(), "size of the quantized layers' weights", "bytes", "Weight size"),
+    _configuration(
+        "relative_weight_bytes",
+        pa.float64(),
+        "weight_bytes against every layer at the largest option",
+        "",
+        "Relative weight size",
+    ),
+    _configuration(
+        "unquantized_weight_bytes",
+        pa.int64(),
+        "what else inference keeps, at 32 bits: other parameters, batch norms' statistics",
+        "bytes",
+        "Unquantized size",
+    ),
     _configuration("bit_ops", pa.int64(), "sum of MACs x weight bits x activation bits", "", "Bit operations"),
     _configuration(
         "relative_bit_ops",
@@ -73,11 +93,24 @@ RECORD_COLUMNS: tuple[Column, ...] = (
         "",
         "Relative bit operations",
     ),
+    _configuration("target_cost", _text, "the cost that the sampler aimed at; null where it aimed at none"),
+    _configuration("target", pa.float64(), "the value of target_cost that the sampler aimed at"),
     _result("accuracy", pa.float64(), "correct / num_samples"),
     _result("loss", pa.float64(), "mean cross-entropy", "nats"),
     _result("correct", pa.int64(), "samples whose class is predicted right", "samples"),
     _result("correct_mask", pa.binary(), "one bit a sample in data order, least significant bit first"),
     _result("agreement", pa.float64(), "share of predictions equal to the reference configuration's"),
+    _result(
+        "kl_divergence",
+        pa.float64(),
+        "mean over samples of KL(reference configuration, this one) of the softmax",
+        "nats",
+    ),
+    _result(
+        "top5_correct", pa.int64(), "samples whose class is among the 5 likeliest; null up to 10 classes", "samples"
+    ),
+    _result("correct_per_class", _counts, "correct, class by class from 0; null unless asked for", "samples"),
+    _result("samples_per_class", _counts, "num_samples, class by class; null where correct_per_class is", "samples"),
     _provenance("engine", _text, "which engine computed the row"),
     _provenance("device", _text, "where it ran"),
     _provenance("duration_s", pa.float64(), "time the configuration took", "s"),

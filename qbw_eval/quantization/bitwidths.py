@@ -128,6 +128,19 @@ def common_options(model: nn.Module) -> tuple[int, ...]:
     return tuple(common)
 
 
+def unquantized_weight_bytes(model: nn.Module) -> int:
+    """Return the bytes that the network keeps for inference beside its quantized weights, at 32 bits a value.
+
+    These are its other parameters (unquantized layers, biases, batch norms, learned clipping values and steps) and its
+    floating-point buffers (batch norms' running statistics, all sets of switchable ones); not the integer that batch
+    norms count batches with, which inference does not read.
+    """
+    quantized = {getattr(layer, "weight", None) for layer in quantized_layers(model).values()}
+    kept: list[Tensor] = [parameter for parameter in model.parameters() if parameter not in quantized]
+    kept += [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    return 4 * sum(tensor.numel() for tensor in kept)
+
+
 def trace_order(model: nn.Module, *inputs: object) -> list[str]:
     """Return the names of the quantized layers in the order in which a forward pass meets them.
 

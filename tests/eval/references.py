@@ -315,6 +315,7 @@ def costs(bits: Sequence[int], weights: Sequence[int], macs: Sequence[int], larg
         "avg_bitwidth": float(Fraction(sum(bits), len(bits))),
         "weighted_avg_bitwidth": float(Fraction(total, len(stored))),
         "weight_bytes": math.ceil(Fraction(total, 8)),
+        "relative_weight_bytes": math.ceil(Fraction(total, 8)) / math.ceil(Fraction(largest * len(stored), 8)),
         "bit_ops": operations,
         "relative_bit_ops": float(Fraction(operations, sum(m * largest * largest for m in macs))),
     }

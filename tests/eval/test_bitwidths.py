@@ -23,6 +23,7 @@ from qbw_eval.quantization.bitwidths import (
     set_bitwidths,
     trace_layers,
     trace_layers_on_meta,
+    unquantized_weight_bytes,
 )
 from qbw_eval.quantization.layers import BitwidthError, QuantConv2d, Quantizers, QuantLinear, SwitchableBatchNorm2d
 
@@ -291,6 +292,24 @@ def test_a_trace_on_the_meta_device_equals_a_real_one(name: str, switchable: boo
     assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
     assert len(on_meta.model_id) == 32
     assert on_meta.model_id != trace_layers_on_meta(network, torch.zeros(1, 3, 32, 20)).model_id
+
+
+def test_what_is_kept_beside_the_quantized_weights_by_hand() -> None:
+    # The batch norm of 4 channels (weight, bias, mean and variance, not its count of batches) and the linear's bias.
+    assert unquantized_weight_bytes(Backwards()) == 4 * (4 * 4 + 2)
+
+
+@pytest.mark.parametrize("switchable", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_quantized_weights_and_what_is_kept_beside_them_are_the_whole_state(name: str, switchable: bool) -> None:
+    quantizers = Quantizers(options=(2, 4), weight="lsq", activation="pact", switchable=switchable)
+    with torch.device("meta"):
+        network = ResNet(
+            SHAPES[name], quantizers, width=4, in_channels=3, num_classes=10, switchable_batch_norm=switchable
+        )
+    floats = sum(tensor.numel() for tensor in network.state_dict().values() if tensor.is_floating_point())
+    quantized = sum(layer.weight.numel() for layer in quantized_layers(network).values())
+    assert unquantized_weight_bytes(network) == 4 * (floats - quantized)
 
 
 def test_a_foreign_layer_with_nothing_but_curr_bitwidth_is_found_set_restored_and_traced() -> None:

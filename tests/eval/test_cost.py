@@ -29,6 +29,7 @@ def test_costs_by_hand() -> None:
         "avg_bitwidth": 14 / 3,
         "weighted_avg_bitwidth": 46 / 13,
         "weight_bytes": 6,  # 46 bits: the last byte is not full
+        "relative_weight_bytes": 6 / 13,  # 104 bits
         "bit_ops": 1056,
         "relative_bit_ops": 1056 / (111 * 64),
     }

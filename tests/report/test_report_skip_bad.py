@@ -31,7 +31,7 @@ def records(tmp_path: Path) -> Path:
 def tagged(rows: Sequence[Mapping[str, Any]], **changed: str) -> bytes:
     """Return a part whose pages are whole and whose tags are what they should be, but for these."""
     table = table_of(rows)
-    tags = {"kind": "records", "schema_version": "1.0", "rows": str(len(rows)), "digest": digest_of(table)}
+    tags = {"kind": "records", "schema_version": "1.1", "rows": str(len(rows)), "digest": digest_of(table)}
     sink = pa.BufferOutputStream()
     tags = {f"qbw.{key}": value for key, value in (tags | changed).items()}
     pq.write_table(table.replace_schema_metadata(tags), sink, write_page_checksum=True)

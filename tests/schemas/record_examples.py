@@ -31,13 +31,21 @@ GOLDEN_ROW: Mapping[str, Any] = {
     "avg_bitwidth": 11.5,
     "weighted_avg_bitwidth": 7.25,
     "weight_bytes": 1_234_567_890_123,
+    "relative_weight_bytes": 0.40625,
+    "unquantized_weight_bytes": 76_543_210,
     "bit_ops": 987_654_321_098_765,
     "relative_bit_ops": 0.3125,
+    "target_cost": "avg_bitwidth",
+    "target": 11.375,
     "accuracy": 0.775,
     "loss": 0.625,
     "correct": 31,
     "correct_mask": b"\xfe\xff\x7f\xf1\x0f",
     "agreement": 0.9375,
+    "kl_divergence": 0.015625,
+    "top5_correct": 39,
+    "correct_per_class": [1, 30],
+    "samples_per_class": [9, 31],
     "engine": "reference",
     "device": "cpu",
     "duration_s": 1.5,
@@ -77,7 +85,7 @@ def golden_rows(count: int) -> list[dict[str, Any]]:
 
 
 # The values that rules of `schemas.check` tie together or that must be there; everything else may be null.
-_TIED = ("record_id", "num_samples", "correct", "accuracy", "bitwidths")
+_TIED = ("record_id", "num_samples", "correct", "accuracy", "bitwidths", "top5_correct")
 _text = st.text(st.characters(codec="utf-8"), max_size=8)
 _bits = st.lists(st.integers(1, 32), min_size=1, max_size=5)
 
@@ -104,6 +112,7 @@ def valid_rows(draw: st.DrawFn) -> dict[str, Any]:
     samples = draw(st.integers(1, 2**53))
     correct = draw(st.integers(0, samples))
     row |= {"num_samples": samples, "correct": correct, "accuracy": correct / samples}
+    row["top5_correct"] = draw(st.none() | st.integers(0, samples))
     return row | {"record_id": draw(_text), "bitwidths": draw(_bits)}
 
 

@@ -31,7 +31,7 @@ def encoded(table: pa.Table, compression: str = "none", **metadata: str) -> byte
     """Return a part as a careless or future writer would make it: nothing is checked, any tag can be other."""
     tags = {
         "qbw.kind": records.KIND,
-        "qbw.schema_version": "1.0",
+        "qbw.schema_version": "1.1",
         "qbw.rows": str(table.num_rows),
         "qbw.digest": metadata.get("digest") or digest_of(table),
     }
@@ -79,7 +79,7 @@ def test_a_part_says_what_it_is_in_its_metadata() -> None:
     metadata = pq.read_metadata(pa.BufferReader(data)).metadata
     tags = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"qbw.")}
     of_values, of_bytes = tags.pop("qbw.digest").split("-")
-    assert tags == {"qbw.kind": "records", "qbw.schema_version": "1.0", "qbw.rows": "3"}
+    assert tags == {"qbw.kind": "records", "qbw.schema_version": "1.1", "qbw.rows": "3"}
     assert of_values == digest_of(table)
     assert data.count(of_bytes.encode()) == 1
     blank = data.replace(of_bytes.encode(), b"0" * 32)
@@ -109,12 +109,26 @@ def test_a_part_that_does_not_read_back_is_not_written(monkeypatch: pytest.Monke
     assert str(error.value) == "here: damaged (its values do not match its digest); move it away and evaluate again"
 
 
-def test_a_part_of_schema_version_1_0_stays_readable() -> None:
-    # Written once (tests/data/README.md) and never again: the file stands for all the records people have.
-    table = decode_part((DATA / "records-1.0.parquet").read_bytes(), records.KIND, "records-1.0.parquet")
+ADDED_IN_1_1 = (
+    "relative_weight_bytes",
+    "unquantized_weight_bytes",
+    "target_cost",
+    "target",
+    "kl_divergence",
+    "top5_correct",
+    "correct_per_class",
+    "samples_per_class",
+)
+
+
+@pytest.mark.parametrize(("version", "lacking"), [("1.0", ADDED_IN_1_1), ("1.1", ())])
+def test_a_part_of_every_schema_version_stays_readable(version: str, lacking: tuple[str, ...]) -> None:
+    # Written once (tests/data/README.md) and never again: the files stand for all the records people have.
+    name = f"records-{version}.parquet"
+    table = decode_part((DATA / name).read_bytes(), records.KIND, name)
     assert table.schema.names == RECORD_SCHEMA.names
     full, bare = table.to_pylist()
-    assert full == GOLDEN_ROW
+    assert full == {**GOLDEN_ROW, **dict.fromkeys(lacking)}
     given_values = {"record_id": "second", "num_samples": 3, "correct": 1, "accuracy": 1 / 3, "bitwidths": [32, 1]}
     assert bare == dict.fromkeys(RECORD_SCHEMA.names) | given_values
 
@@ -145,7 +159,9 @@ def test_a_table_in_two_chunks_has_the_digest_of_the_whole() -> None:
 
 def test_the_digest_of_the_golden_row_is_this() -> None:
     # Literal: parts that people have would all count as damaged if it changed.
-    assert digest_of(table_of([GOLDEN_ROW])) == "08a490145ba8415bca11e9f6f7e6cb0b"
+    table = table_of([GOLDEN_ROW])
+    assert digest_of(table.drop_columns(list(ADDED_IN_1_1))) == "08a490145ba8415bca11e9f6f7e6cb0b"
+    assert digest_of(table) == "93e55b00bf975c5a0271f5a42f428218"
 
 
 def other_values(value: Any) -> list[Any]:
@@ -344,7 +360,7 @@ def test_a_newer_major_version_is_refused(version: str) -> None:
     with pytest.raises(PartError) as error:
         decode_part(encoded(table_of(golden_rows(1)), schema_version=version), records.KIND, "x.parquet")
     assert str(error.value) == (
-        f"x.parquet: schema version {version!r} is newer than 1.0, which this QBW reads; upgrade qbw"
+        f"x.parquet: schema version {version!r} is newer than 1.1, which this QBW reads; upgrade qbw"
     )
 
 
@@ -408,7 +424,7 @@ def test_a_later_version_reads_the_golden_file_of_1_0_with_nulls_for_what_it_lac
     assert table.schema == version_1_3
     full, bare = table.to_pylist()
     assert list(full) == version_1_3.names
-    assert full == {**GOLDEN_ROW, "top5_accuracy": None, "layer_bits": None}
+    assert full == {**GOLDEN_ROW, **dict.fromkeys(ADDED_IN_1_1), "top5_accuracy": None, "layer_bits": None}
     assert bare["record_id"] == "second"
 
 
@@ -510,7 +526,7 @@ def test_versions_of_this_major_and_older_ones_are_read(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["2.0", "1", "1.", ".1", "1.0.0", "1.0 ", "1.x", "one.0", "", "1.9999999999"])
 def test_what_is_no_version_of_this_major_is_called_newer(version: str) -> None:
-    with pytest.raises(NewerPartError, match=rf"^x: schema version '{re.escape(version)}' is newer than 1\.0, which"):
+    with pytest.raises(NewerPartError, match=rf"^x: schema version '{re.escape(version)}' is newer than 1\.1, which"):
         decode_part(encoded(table_of(golden_rows(1)), schema_version=version), records.KIND, "x")
 
 

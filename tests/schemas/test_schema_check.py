@@ -54,9 +54,12 @@ def test_check_columns_refuses_a_column_that_is_there_twice() -> None:
 
 
 def test_one_sample_and_one_layer_of_one_bit_are_enough() -> None:
-    for correct in (0, 1):
+    for correct, top5 in ((0, 0), (1, 1), (0, None)):
         check_records(
-            table_of([golden(num_samples=1, correct=correct, accuracy=float(correct), bitwidths=[1])]), "here"
+            table_of(
+                [golden(num_samples=1, correct=correct, accuracy=float(correct), bitwidths=[1], top5_correct=top5)]
+            ),
+            "here",
         )
 
 
@@ -74,6 +77,8 @@ def test_one_sample_and_one_layer_of_one_bit_are_enough() -> None:
         ({"accuracy": 0.5}, "here: column 'accuracy', row 2: expected correct / num_samples, found 0.5"),
         ({"accuracy": float("nan")}, "here: column 'accuracy', row 2: expected correct / num_samples, found nan"),
         ({"accuracy": None}, "here: column 'accuracy', row 2: expected correct / num_samples, found None"),
+        ({"top5_correct": -1}, "here: column 'top5_correct', row 2: expected 0 or more, found -1"),
+        ({"top5_correct": 41}, "here: column 'top5_correct', row 2: expected at most num_samples, found 41"),
         ({"bitwidths": []}, "here: column 'bitwidths', row 2: expected at least one layer, found []"),
         ({"bitwidths": None}, "here: column 'bitwidths', row 2: expected at least one layer, found None"),
         ({"record_id": None}, "here: column 'record_id', row 2: expected a value, found None"),

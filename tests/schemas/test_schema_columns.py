@@ -21,8 +21,11 @@ record_id string, experiment string, checkpoint string, checkpoint_id string, ep
 data_id string, num_samples int64, model_id string, network_id string, config_id string, plan_id string, sampler string,
 seed int64,
 config_index int64, bitwidths list<element: int8>, bitwidth_options list<element: int8>, avg_bitwidth double,
-weighted_avg_bitwidth double, weight_bytes int64, bit_ops int64, relative_bit_ops double, accuracy double, loss double,
-correct int64, correct_mask binary, agreement double, engine string, device string, duration_s double,
+weighted_avg_bitwidth double, weight_bytes int64, relative_weight_bytes double, unquantized_weight_bytes int64,
+bit_ops int64, relative_bit_ops double, target_cost string, target double, accuracy double, loss double,
+correct int64, correct_mask binary, agreement double, kl_divergence double, top5_correct int64,
+correct_per_class list<element: int64>, samples_per_class list<element: int64>, engine string, device string,
+duration_s double,
 evaluated_at timestamp[us, tz=UTC], qbw_version string, torch_version string, extras_json string
 """
 
@@ -55,7 +58,7 @@ def test_no_column_has_a_type_that_readers_turn_into_something_else(
 def test_every_column_has_a_snake_case_name_and_a_meaning(columns: tuple[Column, ...], schema: pa.Schema) -> None:
     assert len(schema) > 0
     for column in columns:
-        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", column.name), column
+        assert re.fullmatch(r"[a-z]+[0-9]?(_[a-z]+)*", column.name), column
         assert column.meaning, column
         assert "|" not in column.meaning + column.unit, f"{column}: would break the README's table"
 

@@ -85,13 +85,12 @@ def costs_by_counting(bits: Sequence[int], layers: Sequence[dict[str, Any]], lar
             weights += 1
         operations += layer["macs"] * layer_bits * layer_bits
         most += layer["macs"] * largest * largest
-    whole_bytes = 0
-    while whole_bytes * 8 < weight_bits:
-        whole_bytes += 1
+    whole_bytes = -(-weight_bits // 8)
     return {
         "avg_bitwidth": sum(bits) / len(bits),
         "weighted_avg_bitwidth": weight_bits / weights,
         "weight_bytes": whole_bytes,
+        "relative_weight_bytes": whole_bytes / -(-weights * largest // 8),
         "bit_ops": operations,
         "relative_bit_ops": operations / most,
     }

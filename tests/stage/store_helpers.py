@@ -83,7 +83,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.table([pa.array([row[f.name] for row in rows], f.type) for f in RECORD_SCHEMA], schema=RECORD_SCHEMA)
 
 
-def part_bytes(table: pa.Table, version: str = "1.0", kind: str = records.KIND) -> bytes:
+def part_bytes(table: pa.Table, version: str = "1.1", kind: str = records.KIND) -> bytes:
     """Return the bytes of a part as a careless or future writer would make it: nothing is checked."""
     tags = {"kind": kind, "schema_version": version, "rows": str(table.num_rows), "digest": digest_of(table)}
     sink = pa.BufferOutputStream()

@@ -148,7 +148,7 @@ def test_a_bad_source_is_refused_and_nothing_is_written(source: Path, tmp_path: 
     assert qbw_eval("compact", source, target) == Outcome(
         1,
         "",
-        f"qbw-eval: error: {source}: newer.parquet: schema version '3.0' is newer than 1.0, which this QBW reads; "
+        f"qbw-eval: error: {source}: newer.parquet: schema version '3.0' is newer than 1.1, which this QBW reads; "
         "upgrade qbw\n",
     )
     newer.unlink()

@@ -163,7 +163,7 @@ def test_a_part_of_a_newer_version_stops_done_without_advice_to_move_it(store: R
     with pytest.raises(StoreError) as error:
         done(store)
     assert str(error.value) == (
-        f"{store.records}: {FIRST}: schema version '2.0' is newer than 1.0, which this QBW reads; upgrade qbw"
+        f"{store.records}: {FIRST}: schema version '2.0' is newer than 1.1, which this QBW reads; upgrade qbw"
     )
 
 

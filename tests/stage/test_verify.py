@@ -27,6 +27,7 @@ from qbw_eval.verify import verify
 from schemas import layers
 from schemas.errors import UsageError
 from schemas.parts import ANCHOR_NAME, PartError, decode_part, encode_part
+from schemas.records import RECORD_SCHEMA
 
 SECOND = f"{PREFIX}000002.parquet"
 
@@ -82,6 +83,13 @@ def test_a_compact_dataset_and_one_of_two_networks_are_good(folder: Path, tmp_pa
     store.append("d" * 64, PLAN_ID, table_of(true_rows(0, 3, OTHER_TABLE, checkpoint_id="d" * 64)))
     found = verify(store.records)
     assert (found.parts, found.rows, found.problems) == (5, 9, ())
+
+
+def test_rows_of_schema_version_1_0_are_good_without_the_costs_that_came_later(folder: Path) -> None:
+    lacking = [name for name in RECORD_SCHEMA.names if true_rows(2, 1)[0][name] is None]
+    rows = table_of(true_rows(2, 2)).drop_columns(["relative_weight_bytes", *lacking])
+    (folder / SECOND).write_bytes(part_bytes(rows, version="1.0"))
+    assert verify(folder).problems == ()
 
 
 # One kind of problem: what brings it about, and the whole sentence on it.
@@ -165,6 +173,7 @@ KINDS: Mapping[str, tuple[Callable[[Path], object], str]] = {
             "avg_bitwidth": 3.5,
             "weighted_avg_bitwidth": 3.5,
             "weight_bytes": 1,
+            "relative_weight_bytes": 0.125,
             "bit_ops": 1,
             "relative_bit_ops": None,
         }.items()
@@ -328,7 +337,7 @@ def test_a_part_of_a_newer_version_is_left_where_it_is(folder: Path, tmp_path: P
     outcome = qbw_eval("verify", folder, "--quarantine")
     assert outcome == Outcome(
         1,
-        f"{SECOND}: schema version '2.0' is newer than 1.0, which this QBW reads; upgrade qbw\n"
+        f"{SECOND}: schema version '2.0' is newer than 1.1, which this QBW reads; upgrade qbw\n"
         "3 parts with 4 rows are good; 1 problems\n",
         f"qbw-eval: error: {folder}: 1 problems are left, which moving files away does not mend\n",
     )
