@@ -14,7 +14,7 @@ from qbw_report.bins import add_bins
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import read_records
-from qbw_report.insight import Answers, answer, sentences
+from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.publish import publish
 from qbw_report.series import add_series, folder_names, notes_on
 from qbw_report.statistics import METRICS, SERIES_KEYS, per_bin, per_epoch

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qbw_report.build import Analysis
-    from qbw_report.insight import Answers
+    from qbw_report.insight.answers import Answers
 
 PROGRAM = "qbw-report"
 
@@ -107,7 +107,7 @@ def _heading(console: "Console", series: str) -> None:
 
 
 def _answers(answers: "Answers") -> None:
-    from qbw_report.insight import sentences
+    from qbw_report.insight.answers import sentences
 
     click.echo()
     for sentence in sentences(answers):

@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from qbw_report.bins import add_bins
-from qbw_report.insight import find_trend, trend_in_words
-from qbw_report.statistics import METRICS, pearson
+from qbw_report.correlation import pearson
+from qbw_report.insight.trend import find_trend, trend_in_words
+from qbw_report.statistics import METRICS
 from qbw_report.style import BOX_EDGE, FAINT_INK, MEAN, POINTS, RANGE, new_figure, theme
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
