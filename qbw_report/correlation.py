@@ -111,7 +111,7 @@ def _interval(value: float, influence: np.ndarray, strata: np.ndarray | None) ->
 
 def _grades(values: np.ndarray) -> np.ndarray:
     """Return the share of values below each, ties half, less one half."""
-    return (rankdata(values) - 0.5) / len(values) - 0.5
+    return np.asarray((rankdata(values) - 0.5) / len(values) - 0.5)
 
 
 def _above(key: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -120,4 +120,4 @@ def _above(key: np.ndarray, weights: np.ndarray) -> np.ndarray:
     total = np.concatenate([[0.0], np.cumsum(weights[order])])
     first = np.searchsorted(key[order], key, side="left")
     last = np.searchsorted(key[order], key, side="right")
-    return (total[-1] - (total[first] + total[last]) / 2) / len(key)
+    return np.asarray((total[-1] - (total[first] + total[last]) / 2) / len(key))

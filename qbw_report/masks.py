@@ -127,7 +127,7 @@ def noise_variance(right: np.ndarray) -> float:
         - float(of_samples.astype(float) @ of_samples) / configurations
         + grand
     )
-    return max(residual, 0.0) / ((configurations - 1) * (samples - 1)) / samples
+    return float(max(residual, 0.0) / ((configurations - 1) * (samples - 1)) / samples)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

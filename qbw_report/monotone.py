@@ -92,7 +92,7 @@ def meeting_points(x: np.ndarray) -> np.ndarray:
     if len(x) <= 2 * EACH_SIDE:
         return np.empty(0)
     points = x[0] + (x[-1] - x[0]) * np.arange(1, STEPS) / STEPS
-    return points[(points > x[EACH_SIDE - 1]) & (points < x[-EACH_SIDE])]
+    return np.asarray(points[(points > x[EACH_SIDE - 1]) & (points < x[-EACH_SIDE])])
 
 
 def fit_two_lines(x: np.ndarray, y: np.ndarray, weights: np.ndarray, points: np.ndarray) -> TwoLines:

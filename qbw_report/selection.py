@@ -12,7 +12,8 @@ COSTS = ("avg_bitwidth", "weighted_avg_bitwidth", "weight_bytes", "bit_ops")
 
 def last_epoch(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the last epoch."""
-    return rows[rows["epoch"] == rows["epoch"].max()]
+    last: pd.DataFrame = rows[rows["epoch"] == rows["epoch"].max()]
+    return last
 
 
 def sampler_names(rows: pd.DataFrame) -> pd.Series:

@@ -167,8 +167,15 @@ def _finding(
 ) -> Finding:
     value, low, high = found
     return Finding(
-        question=question, value=value, low=low, high=high, unit=unit, verdict=verdict, method=method, **told
-    )  # type: ignore[arg-type]  # the types of `told` differ
+        question=question,
+        value=value,
+        low=low,
+        high=high,
+        unit=unit,
+        verdict=verdict,
+        method=method,
+        **told,  # type: ignore[arg-type]  # the types of `told` differ
+    )
 
 
 def _with_gain(verdict: str, found: Fitted) -> str:
