@@ -100,7 +100,13 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
 
 
 def build(
-    records: Path, out: Path, every: int, say: Callable[[str], None] = lambda _: None, *, skip_bad: bool = False
+    records: Path,
+    out: Path,
+    every: int,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    skip_bad: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -112,6 +118,7 @@ def build(
         every: draw the figure of every so many epochs, and of the last.
         say: told what happens, a phrase at a time.
         skip_bad: leave bad parts out, and say so, instead of refusing.
+        tolerance: the loss of accuracy that is acceptable, as a share.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -120,7 +127,7 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records, skip_bad=skip_bad)
+    analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance)
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
 

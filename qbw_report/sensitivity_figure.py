@@ -81,14 +81,17 @@ def _draw_cells(axes: Axes, points: dict[str, np.ndarray], options: list[int], n
         spine.set_visible(False)
     for (layer, place), effect in np.ndenumerate(points["effect"]):
         if np.isnan(effect):
-            text, color = "–", FAINT_INK  # noqa: RUF001  # a dash for what was never measured
+            text, color = "\N{EN DASH}", FAINT_INK  # never measured
         else:
             sure = points["high"][layer, place] < 0 or points["low"][layer, place] > 0
             dark = lost[layer, place] > 0.55 * most
-            text = f"{effect:+.1f}" if round(effect, 1) else "0.0"
+            # The minus sign of the axis beside it, not a hyphen.
+            text = f"{effect:+.1f}".replace("-", "\N{MINUS SIGN}") if round(effect, 1) else "0.0"
             color = "white" if dark else INK if sure else "#767676"
         axes.text(place, layer, text, ha="center", va="center", fontsize=9, color=color)
-    axes.set_title("Change of accuracy (points)", fontsize=10.5, fontweight="normal", color=FAINT_INK)
+    axes.set_title(
+        "Change of accuracy (points; grey may be chance)", fontsize=10.5, fontweight="normal", color=FAINT_INK
+    )
 
 
 def _draw_strip(axes: Axes, points: dict[str, np.ndarray], smallest: int) -> None:

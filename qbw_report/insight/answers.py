@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qbw_report.insight.cautions import cautions, points
+from qbw_report.insight.cautions import cautions
 from qbw_report.insight.curve import TOLERANCE, curve_findings
-from qbw_report.insight.finding import Finding
+from qbw_report.insight.finding import Finding, points
 from qbw_report.insight.stability import stability_findings
 from qbw_report.insight.trend import LEAST_CONFIGS, Trend, find_trend, trend_findings, trend_in_words
 from qbw_report.masks import Paired, compare_right, right_samples

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import pandas as pd
 
+from qbw_report.insight.finding import points
 from qbw_report.insight.trend import LEAST_CONFIGS
 from qbw_report.selection import configurations, typical_rows
 
@@ -47,12 +48,6 @@ def too_few_samples(noise: float, tolerance: float, samples: int) -> str:
         f"The noise (± {noise * 100:.1f} points) is larger than the {points(tolerance)} asked about; "
         f"evaluate about {math.ceil(needed / digits) * digits:,} samples to be sure."
     )
-
-
-def points(share: float) -> str:
-    """Return ``1 point`` or ``0.5 points``."""
-    percent = f"{share * 100:g}"
-    return "1 point" if percent == "1" else f"{percent} points"
 
 
 def _range(drawn: pd.DataFrame) -> list[str]:

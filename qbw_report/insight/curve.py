@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from qbw_report.insight.finding import Finding, cannot_tell
+from qbw_report.insight.finding import Finding, cannot_tell, points
 from qbw_report.monotone import fit_isotonic, fit_two_lines, meeting_points
 from qbw_report.resampling import MOST_ROWS, RESAMPLES, generator, percentile_interval, resampled_weights
 from qbw_report.selection import configurations, typical_rows
@@ -76,7 +76,7 @@ def curve_findings(rows: pd.DataFrame, cost: str, tolerance: float = TOLERANCE) 
         plateau=_finding(
             "plateau", (np.nan,) * 3 if level == "none" else found.knee, unit, _with_gain(level, found), _PLATEAU, told
         ),
-        enough=_finding("lowest_cost", found.enough, unit, f"within {tolerance * 100:g} points", _ENOUGH, told),
+        enough=_finding("lowest_cost", found.enough, unit, f"within {points(tolerance)} of the top", _ENOUGH, told),
     )
 
 

@@ -54,3 +54,9 @@ def cannot_tell(question: str, cost: str, why: str, *, more: int, configs: int, 
         method=method,
         source=source,
     )
+
+
+def points(share: float) -> str:
+    """Return ``1 point`` or ``0.5 points``."""
+    percent = f"{share * 100:g}"
+    return "1 point" if percent == "1" else f"{percent} points"

@@ -8,7 +8,8 @@ import pytest
 from simulated_records import row, table_of
 
 from qbw_report.bins import add_bins
-from qbw_report.insight import Answers, answer, read_correlation, sampling_noise, sentences
+from qbw_report.insight.answers import Answers, answer, sampling_noise, sentences
+from qbw_report.insight.trend import read_correlation
 from qbw_report.series import add_series
 from schemas.records import hash_of
 

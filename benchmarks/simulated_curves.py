@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from qbw_report.insight.curve import TOP_SHARE
 from qbw_report.monotone import fit_two_lines
@@ -77,3 +77,48 @@ SHAPES = {
         noise=lambda x: np.full_like(x, 0.015),
     ),
 }
+
+
+OPTIONS = (2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of which is known what each layer loses at each option.
+
+    Attributes:
+        effects: change of accuracy against 8 bits: (layers, options).
+        noise: standard deviation of a measured accuracy.
+    """
+
+    effects: np.ndarray
+    noise: float
+
+    def draw(self, configs: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return bits (configs, layers), drawn independently, and accuracies (configs,)."""
+        places = random.integers(len(OPTIONS), size=(configs, len(self.effects)))
+        accuracy = 0.95 + self.effects[np.arange(len(self.effects)), places].sum(axis=1)
+        return np.array(OPTIONS)[places], accuracy + random.normal(0, self.noise, configs)
+
+
+def network(layers: int, random: np.random.Generator) -> Network:
+    """Return a network whose layers lose from 0.1 to 5 points at 2 bits, a quarter of it at 4, in random order."""
+    lost = random.permutation(np.geomspace(0.001, 0.05, layers))
+    return Network(effects=-np.stack([lost, lost / 4, 0 * lost], axis=1), noise=0.004)
+
+
+def right_samples(accuracies: np.ndarray, samples: int, random: np.random.Generator, shared: float = 0.7) -> np.ndarray:
+    """Return which samples each configuration gets right: (configurations, samples) booleans.
+
+    A sample is as hard for one configuration as for another but for what they do not share.
+
+    Args:
+        accuracies: true accuracy of each configuration.
+        samples: how many.
+        random: what chance is drawn with.
+        shared: correlation of how hard a sample is to two configurations.
+    """
+    hard = random.normal(0, 1, samples)
+    own = random.normal(0, 1, (len(accuracies), samples))
+    hardness = np.sqrt(shared) * hard + np.sqrt(1 - shared) * own
+    return np.asarray(hardness < norm.ppf(accuracies)[:, None])
