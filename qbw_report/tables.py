@@ -87,7 +87,8 @@ def print_findings(console: Console, findings: pd.DataFrame) -> None:
     table.columns[0].justify = "left"
     for row in findings[findings["cost"].isin(["avg_bitwidth", ""])].to_dict("records"):
         interval = "-" if pd.isna(row["low"]) else f"{_number(row['low'])} to {_number(row['high'])}"
-        verdict = row["unknown"] or row["verdict"]
+        ask = f"cannot tell: evaluate about {row['more']} more" if row["more"] else row["unknown"]
+        verdict = ask or row["verdict"]
         verdict = verdict if len(verdict) <= _VERDICT_CHARACTERS else verdict[: _VERDICT_CHARACTERS - 1] + "…"
         value = "-" if pd.isna(row["value"]) else _number(row["value"])
         table.add_row(_QUESTIONS.get(row["question"], row["question"]), value, interval, verdict)

@@ -152,6 +152,8 @@ def sentences(answers: Answers) -> list[str]:
 def _curve_in_words(answers: Answers) -> list[str]:
     """Return where accuracy bends and from where on it is good enough; nothing where that cannot be told."""
     knee, enough = answers.finding("knee"), answers.finding("lowest_cost")
+    if answers.trend.unknown and not knee.is_known:
+        return []  # that there are too few configurations is said already
     if not knee.is_known:
         return [f"Where more bits stop paying cannot be told: {knee.unknown}."]
     told = []

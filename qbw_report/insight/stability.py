@@ -58,7 +58,7 @@ def _stability(drawn: pd.DataFrame, told: dict[str, object]) -> Finding:
     if several.empty:
         why = "no two configurations in one bin of bitwidth"
         return cannot_tell("stability", why=why, more=len(drawn), method=_SPREAD, **told)  # type: ignore[arg-type]  # the types of `told` differ
-    verdict = f"{len(several)} bins of 2 or more"
+    verdict = f"{len(several)} bin{'' if len(several) == 1 else 's'} of 2 or more"
     return Finding(question="stability", value=float(several.mean()), verdict=verdict, method=_SPREAD, **told)  # type: ignore[arg-type]  # likewise
 
 
@@ -67,7 +67,7 @@ def _beyond_noise(drawn: pd.DataFrame, told: dict[str, object]) -> list[Finding]
     method = _BEYOND.format(_BY_MASK if spread is None or spread.by_mask else _BY_BINOMIAL)
     if spread is None or spread.freedom < LEAST_FREEDOM:
         found = 0 if spread is None else spread.freedom
-        why = f"{found} configurations share a bin of bitwidth with another one, at least {LEAST_FREEDOM} needed"
+        why = f"{configurations(found)} beyond the first of each bin of bitwidth, at least {LEAST_FREEDOM} needed"
         # A bin that has one configuration takes one more; about half of new ones fall into such bins.
         more = 2 * (LEAST_FREEDOM - found)
         return [

@@ -63,11 +63,8 @@ def find_trend(rows: pd.DataFrame, strata: np.ndarray | None = None) -> Trend:
         more = LEAST_CONFIGS - len(rows)
     elif rows["bitwidth_bin"].nunique() == 1:
         unknown = f"every configuration averages {rows['bitwidth_bin'].iloc[0]:.1f} bits"
-    elif more := _configs_missing(correlation, len(rows)):
-        unknown = (
-            f"r = {correlation.value:.2f}, 95% interval {correlation.low:.2f} to {correlation.high:.2f}; "
-            f"evaluate about {more} more"
-        )
+    else:
+        unknown, more = _unsure(correlation, len(rows))
     return Trend(
         configs=len(rows),
         correlation=correlation.value,
@@ -99,6 +96,15 @@ def read_correlation(
     if correlation >= flat:
         return "positive"
     return "negative" if correlation <= -flat else "flat"
+
+
+def _unsure(correlation: Correlation, configs: int) -> tuple[str, int]:
+    """Return why the sign of a correlation is not known, and how many more configurations it takes; "" where it is."""
+    more = _configs_missing(correlation, configs)
+    if not more:
+        return "", 0
+    interval = f"95% interval {correlation.low:.2f} to {correlation.high:.2f}"
+    return f"r = {correlation.value:.2f}, {interval}; evaluate about {more} more", more
 
 
 def _configs_missing(correlation: Correlation, configs: int) -> int:
@@ -138,7 +144,7 @@ def trend_findings(rows: pd.DataFrame) -> list[Finding]:
                     cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
                 )
                 continue
-            why = "every configuration costs the same" if np.ptp(x) == 0 else ""
+            why, more = ("every configuration costs the same", 0) if np.ptp(x) == 0 else _unsure(found, len(drawn))
             findings.append(
                 Finding(
                     question=question,
@@ -148,6 +154,7 @@ def trend_findings(rows: pd.DataFrame) -> list[Finding]:
                     high=found.high,
                     verdict="cannot tell" if why else read_correlation(found.value),
                     unknown=why,
+                    more=more,
                     configs=len(drawn),
                     method=method + ("" if strata is None else ", rows spread evenly"),
                     source=source,
