@@ -18,7 +18,7 @@ def slow_jackknife(x: np.ndarray, y: np.ndarray, ranks: bool) -> tuple[float, fl
 
     n = len(x)
     without = np.array([z(np.delete(np.arange(n), row)) for row in range(n)])
-    half = t.ppf(0.975, n - 2) * math.sqrt((n - 1) * without.var() * n / (n - 1))
+    half = t.ppf(0.975, n - 2) * math.sqrt((n - 1) * without.var())
     center = z(np.arange(n))
     return math.tanh(center - half), math.tanh(center + half)
 
