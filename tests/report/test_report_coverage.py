@@ -32,4 +32,4 @@ def test_effects_spreads_and_differences(shares: object) -> None:
 
 def test_the_check_can_fail() -> None:
     with pytest.raises(AssertionError, match="MISSED"):
-        check(Share(name="x", hits=8, trials=16, at_least=0.93))
+        check(Share(name="x", hits=4, trials=16, at_least=0.93))
