@@ -14,7 +14,7 @@ COVERED_BY := claims compact load safe_load store verify
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval watch report test torture torture-table coverage mutation check bench bench-table tensorboard clean
+.PHONY: help setup demo eval watch report recommend test torture torture-table coverage mutation check bench bench-table tensorboard clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,17 @@ watch: $(READY) ## evaluate checkpoints as training writes them: DIR=folder [N=1
 
 report: $(READY) ## build statistics, figures and TensorBoard events: [RECORDS=folder] [REPORT=folder]
 	@$(BIN)/qbw-report build '$(RECORDS)' --out '$(REPORT)' $(ARGS)
+
+RECOMMENDED ?= results/recommended.json
+
+recommend: $(READY) ## the best configuration within a budget, evaluated: BUDGET="avg_bitwidth<=4.5" CKPT=file [SERIES=name] [CONFIG=file.yaml]
+	@test -n '$(BUDGET)' || { echo 'make: say how much: make recommend BUDGET="avg_bitwidth<=4.5" CKPT=path/to/checkpoint.pt' >&2; exit 2; }
+	@test -n '$(CKPT)' || { echo 'make: say which checkpoint is evaluated: make recommend BUDGET="$(BUDGET)" CKPT=path/to/checkpoint.pt' >&2; exit 2; }
+	@$(BIN)/qbw-report recommend '$(RECORDS)' $(foreach budget,$(BUDGET),--budget '$(budget)') --out '$(RECOMMENDED)' \
+		$(if $(SERIES),--series '$(SERIES)') > /dev/null
+	@$(BIN)/qbw-eval run '$(CKPT)' --records '$(RECORDS)' --configurations '$(RECOMMENDED)' $(if $(CONFIG),--config '$(CONFIG)') > /dev/null
+	@$(BIN)/qbw-report build '$(RECORDS)' --out '$(REPORT)' > /dev/null
+	@$(BIN)/qbw-report recommend '$(RECORDS)' $(foreach budget,$(BUDGET),--budget '$(budget)') $(if $(SERIES),--series '$(SERIES)')
 
 tensorboard: $(READY) ## serve the report's TensorBoard files: [REPORT=folder]
 	@$(BIN)/tensorboard --logdir '$(REPORT)/tensorboard' --samples_per_plugin images=1000,scalars=100000 $(ARGS)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qbw_report.bins import add_bins
+from qbw_report.compare import all_pairs
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import read_records
-from qbw_report.insight import Answers, answer, sentences
+from qbw_report.frontier import front, predictions
+from qbw_report.insight.answers import Answers, answer, sentences
+from qbw_report.insight.curve import TOLERANCE
+from qbw_report.insight.trend import find_trend, trend_in_words
+from qbw_report.layers import Layers, read_layers
+from qbw_report.overview import findings_table, overview
 from qbw_report.publish import publish
+from qbw_report.selection import strata_of, typical_rows
+from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
+from qbw_report.sensitivity_figure import plot_sensitivity
 from qbw_report.series import add_series, folder_names, notes_on
 from qbw_report.statistics import METRICS, SERIES_KEYS, per_bin, per_epoch
 from qbw_report.style import png_bytes, svg_bytes
-from schemas.errors import UsageError
+from schemas.errors import QBWError, UsageError
 
 FIGURES = "figures"
 """Folder of the figures in the report folder, with a folder per series."""
@@ -37,6 +46,10 @@ class Analysis:
         epochs: `qbw_report.statistics.per_epoch` of them.
         bins: `qbw_report.statistics.per_bin` of them.
         answers: one per series, in the order of their names.
+        layers: each series' layer table; None where there is none beside the records.
+        sensitivity: each series' effects of layers.
+        findings: a line per answer: `qbw_report.overview.findings_table`.
+        comparison: a line per series: `qbw_report.overview.overview`.
         notes: sentences about what is odd in the records.
         left_out: how many damaged parts nothing here is made from.
     """
@@ -45,34 +58,55 @@ class Analysis:
     epochs: pd.DataFrame
     bins: pd.DataFrame
     answers: list[Answers]
+    layers: Mapping[str, Layers | None]
+    sensitivity: Mapping[str, Sensitivity]
+    findings: pd.DataFrame
+    comparison: pd.DataFrame
     notes: list[str]
     left_out: int
 
 
-def analyze(records: Path, *, skip_bad: bool = False) -> Analysis:
+def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERANCE) -> Analysis:
     """Return the statistics and answers of a records folder.
 
     Args:
         records: the records folder.
         skip_bad: leave bad parts out, and say so in the notes, instead of refusing.
+        tolerance: the loss of accuracy that is acceptable, as a share.
 
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
     """
     frame, left_out = read_records(records, skip_bad=skip_bad)
     rows = add_bins(add_series(frame))
+    epochs = per_epoch(rows)
+    groups = {str(series): group for series, group in rows.groupby("series")}
+    layers, bad_tables = _layers_of(records, groups)
+    answers = [answer(group, tolerance) for group in groups.values()]
+    sensitivity = {series: find_sensitivity(group, layers[series]) for series, group in groups.items()}
+    findings = findings_table(answers, {series: found.findings for series, found in sensitivity.items()})
     return Analysis(
         rows=rows,
-        epochs=per_epoch(rows),
+        epochs=epochs,
         bins=per_bin(rows),
-        answers=[answer(group) for _, group in rows.groupby("series")],
-        notes=[*left_out, *notes_on(rows)],
+        answers=answers,
+        layers=layers,
+        sensitivity=sensitivity,
+        findings=findings,
+        comparison=overview(answers, findings, epochs, rows),
+        notes=[*left_out, *notes_on(rows), *bad_tables],
         left_out=len(left_out),
     )
 
 
 def build(
-    records: Path, out: Path, every: int, say: Callable[[str], None] = lambda _: None, *, skip_bad: bool = False
+    records: Path,
+    out: Path,
+    every: int,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    skip_bad: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -84,6 +118,7 @@ def build(
         every: draw the figure of every so many epochs, and of the last.
         say: told what happens, a phrase at a time.
         skip_bad: leave bad parts out, and say so, instead of refusing.
+        tolerance: the loss of accuracy that is acceptable, as a share.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -92,7 +127,7 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records, skip_bad=skip_bad)
+    analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance)
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
 
@@ -115,12 +150,59 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
             stem = f"{FIGURES}/{folder}/{metric}_over_epochs"
             yield f"{stem}.png", png_bytes(figure)
             yield f"{stem}.svg", svg_bytes(figure)
+        effects = analysis.sensitivity[series].table
+        if _has_effects(effects):
+            figure = plot_sensitivity(effects, f"{series}: where bits matter, epoch {effects['epoch'].iloc[0] + 1}")
+            caution_left_out(figure, analysis.left_out)
+            yield f"{FIGURES}/{folder}/sensitivity.png", png_bytes(figure)
+            yield f"{FIGURES}/{folder}/sensitivity.svg", svg_bytes(figure)
         times = wall_times(rows)
         events = event_file(statistics, images, times)
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     yield "statistics.csv", csv_bytes(analysis.epochs)
     yield "bins.csv", csv_bytes(analysis.bins)
+    for name, table in answer_tables(analysis).items():
+        yield f"{name}.csv", csv_bytes(table)
     yield "statistics.json", json_text(analysis).encode()
+
+
+def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Layers | None], list[str]]:
+    """Return each series' layer table, and a sentence for each that cannot be read."""
+    tables: dict[str, Layers | None] = {}
+    notes = []
+    for series, rows in groups.items():
+        last = of_one_network(rows[rows["epoch"] == rows["epoch"].max()])
+        try:
+            tables[series] = read_layers(records, str(last["model_id"].iloc[0]))
+        except QBWError as error:
+            tables[series] = None
+            notes.append(f"{series}: layers are numbered, not named: {error.format_message()}")
+    return tables, notes
+
+
+def _has_effects(table: pd.DataFrame) -> bool:
+    return bool(((table["metric"] == "accuracy") & (table["option"] < table["against"])).any())
+
+
+def answer_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Return every table of answers by its name; one that has no line has its columns."""
+    series = {str(name): rows for name, rows in analysis.rows.groupby("series")}
+    found = analysis.sensitivity
+    return {
+        "answers": analysis.findings,
+        "comparison": analysis.comparison,
+        "pairs": all_pairs(analysis.rows),
+        "sensitivity": _stacked([found[name].table for name in series]),
+        "interactions": _stacked([found[name].interactions for name in series]),
+        "front": _stacked([front(rows) for rows in series.values()]),
+        "predictions": _stacked([predictions(rows, found[name].model) for name, rows in series.items()]),
+    }
+
+
+def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables of equal columns as one. Empty ones are left out: their columns have no type to agree on."""
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else tables[0]
 
 
 def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figure]]:
@@ -128,7 +210,9 @@ def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figu
     for epoch in figure_epochs(sorted(rows["epoch"].unique().tolist()), every):
         of_epoch = rows[rows["epoch"] == epoch]
         title = f"{of_epoch['series'].iloc[0]}: bitwidth and accuracy"
-        yield epoch, plot_bitwidth_vs_accuracy(of_epoch["avg_bitwidth"], of_epoch["accuracy"], epoch, title)
+        drawn, _ = typical_rows(of_epoch)
+        trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth")))
+        yield epoch, plot_bitwidth_vs_accuracy(of_epoch["avg_bitwidth"], of_epoch["accuracy"], epoch, title, trend)
 
 
 def metric_figures(statistics: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -159,12 +243,17 @@ def json_text(analysis: Analysis) -> str:
         "series": [
             {
                 **_identity(analysis.epochs, answers.series),
-                "answers": {**asdict(answers), "sentences": sentences(answers)},
+                "answers": {
+                    **asdict(answers),
+                    "findings": _records(analysis.findings, answers.series, ["series", "epoch"]),
+                    "sentences": sentences(answers),
+                },
                 "epochs": _records(analysis.epochs, answers.series),
                 "bins": _records(analysis.bins, answers.series),
             }
             for answers in analysis.answers
         ],
+        "comparison": analysis.comparison.to_dict("records"),
         "notes": analysis.notes,
     }
     return json.dumps(_without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -174,14 +263,16 @@ def _identity(statistics: pd.DataFrame, series: str) -> dict[Hashable, Any]:
     return statistics.loc[statistics["series"] == series, SERIES_KEYS].iloc[0].to_dict()
 
 
-def _records(statistics: pd.DataFrame, series: str) -> list[dict[Hashable, Any]]:
-    return statistics[statistics["series"] == series].drop(columns=SERIES_KEYS).to_dict("records")
+def _records(
+    statistics: pd.DataFrame, series: str, keys: Sequence[str] = tuple(SERIES_KEYS)
+) -> list[dict[Hashable, Any]]:
+    return statistics[statistics["series"] == series].drop(columns=list(keys)).to_dict("records")
 
 
 def _without_nan(value: Any) -> Any:
-    """Return nested dicts, lists and numbers with None for every NaN: JSON has no word for it."""
+    """Return nested dicts, lists and numbers with None for every NaN and infinity: JSON has no word for them."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qbw_report.build import Analysis
-    from qbw_report.insight import Answers
+    from qbw_report.insight.answers import Answers
 
 PROGRAM = "qbw-report"
 
@@ -21,6 +21,13 @@ DEFAULT_REPORT = Path("results/report")
 _records = click.argument("records", type=click.Path(path_type=Path), default=Path("results/records"))
 
 
+_tolerance = click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, max=100, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Points of accuracy that may be lost against the best.",
+)
 _skip_bad = click.option("--skip-bad", is_flag=True, help="Leave damaged parts out, and say so, instead of refusing.")
 
 
@@ -45,8 +52,9 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="Draw bitwidth against accuracy every so many epochs, and for the last.",
 )
+@_tolerance
 @_skip_bad
-def build_command(records: Path, out: Path, every: int, skip_bad: bool) -> None:
+def build_command(records: Path, out: Path, every: int, tolerance: float, skip_bad: bool) -> None:
     """Build statistics, figures and TensorBoard files from RECORDS (results/records).
 
     Building again replaces the report; files in the folder that it did not write stay.
@@ -54,7 +62,7 @@ def build_command(records: Path, out: Path, every: int, skip_bad: bool) -> None:
     from qbw_report.build import build
     from qbw_report.tables import print_epochs, stdout_console
 
-    analysis, paths = build(records, out, every, _say, skip_bad=skip_bad)
+    analysis, paths = build(records, out, every, _say, skip_bad=skip_bad, tolerance=tolerance / 100)
     console = stdout_console()
     _notes(analysis)
     for answers in analysis.answers:
@@ -67,13 +75,17 @@ def build_command(records: Path, out: Path, every: int, skip_bad: bool) -> None:
 @cli.command("summary")
 @_records
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.option("--sort", "by", default="series", show_default=True, help="Sort series by a column of comparison.csv.")
+@_tolerance
 @_skip_bad
-def summary_command(records: Path, as_json: bool, skip_bad: bool) -> None:
+def summary_command(records: Path, as_json: bool, by: str, tolerance: float, skip_bad: bool) -> None:
     """Print statistics and answers from RECORDS (results/records); write no file."""
     from qbw_report.build import analyze, json_text
-    from qbw_report.tables import print_bins, print_epochs, stdout_console
+    from qbw_report.overview import sort_overview
+    from qbw_report.tables import print_bins, print_epochs, print_findings, print_overview, stdout_console
 
-    analysis = analyze(records, skip_bad=skip_bad)
+    analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance / 100)
+    series = sort_overview(analysis.comparison, by)
     _notes(analysis)
     if as_json:
         click.echo(json_text(analysis), nl=False)
@@ -85,7 +97,97 @@ def summary_command(records: Path, as_json: bool, skip_bad: bool) -> None:
         click.echo(f"\nEpoch {answers.epoch + 1} by bitwidth:")
         of_series = analysis.bins["series"] == answers.series
         print_bins(console, analysis.bins[of_series & (analysis.bins["epoch"] == answers.epoch)])
+        click.echo("\nAnswers:")
+        print_findings(console, analysis.findings[analysis.findings["series"] == answers.series])
         _answers(answers)
+    if len(series) > 1:
+        click.echo(f"All series, by {by}:")
+        print_overview(console, series)
+
+
+@cli.command("recommend")
+@_records
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    required=True,
+    metavar="COST<=VALUE",
+    help="Such as avg_bitwidth<=4.5, weight_bytes<=300kB, relative_bit_ops<=0.2; several are all kept.",
+)
+@click.option("--series", "--experiment", "name", help="Of which series, experiment or checkpoint; NAME@3: of epoch 3.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the recommended configuration to this .json file.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@_skip_bad
+def recommend_command(
+    records: Path, budgets: tuple[str, ...], name: str | None, out: Path | None, as_json: bool, skip_bad: bool
+) -> None:
+    """Find the configuration that promises most within a budget, from RECORDS (results/records).
+
+    Evaluate the file that --out writes with: qbw-eval run CHECKPOINT --configurations FILE
+    """
+    import json
+
+    from qbw_report.budget import parse_budget
+    from qbw_report.commands import recommend_from, write_file
+    from qbw_report.recommend import as_json as plain
+    from qbw_report.recommend import file_text
+    from qbw_report.tables import print_bits, print_candidates, stdout_console
+
+    bounds = [parse_budget(text) for text in budgets]
+    if out is not None and out.suffix != ".json":
+        raise click.UsageError(f"--out {out}: expected a name that ends in .json")
+    found = recommend_from(records, bounds, name, skip_bad=skip_bad)
+    if out is not None:
+        write_file(out, file_text(found))
+    told = plain(found)
+    if as_json:
+        click.echo(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    console = stdout_console()
+    _heading(console, f"{found.series}, epoch {found.epoch + 1}, {', '.join(found.budgets)}")
+    costs = list(dict.fromkeys(["avg_bitwidth", *(bound.cost for bound in bounds)]))
+    names = {"best_predicted": "recommended", "best_measured": "best measured", "best_uniform": "best uniform"}
+    print_candidates(console, costs, [(words, told[key]) for key, words in names.items() if told[key] is not None])
+    click.echo()
+    print_bits(console, told["best_predicted"]["bitwidths"])
+    click.echo(f"\n{told['verdict']}")
+    if out is not None:
+        click.echo(f"Written to {out}; evaluate it: qbw-eval run CHECKPOINT --configurations {shlex.quote(str(out))}")
+
+
+@cli.command("compare")
+@click.argument("first")
+@click.argument("second")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=Path("results/records"),
+    show_default=True,
+    help="The records folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@_skip_bad
+def compare_command(first: str, second: str, records: Path, as_json: bool, skip_bad: bool) -> None:
+    """Compare FIRST with SECOND on the same configurations and samples.
+
+    Each is a series, an experiment (its last epoch; NAME@3: epoch 3) or the file name of a checkpoint.
+    """
+    from qbw_report.commands import compare_in, comparison_json
+    from qbw_report.compare import comparison_in_words
+    from qbw_report.tables import print_differences, stdout_console
+
+    found = compare_in(records, first, second, skip_bad=skip_bad)
+    if as_json:
+        click.echo(comparison_json(found), nl=False)
+        return
+    console = stdout_console()
+    _heading(console, f"{found.first} (first) and {found.second} (second)")
+    print_differences(console, found.table)
+    click.echo(f"\n{comparison_in_words(found)}")
+    told = int((found.table["verdict"] != "not distinguishable").sum())
+    click.echo(f"Configurations that differ by more than chance: {told} of {len(found.table)}.")
+    click.echo(f"Method: {found.method}.")
 
 
 def main() -> None:
@@ -107,7 +209,7 @@ def _heading(console: "Console", series: str) -> None:
 
 
 def _answers(answers: "Answers") -> None:
-    from qbw_report.insight import sentences
+    from qbw_report.insight.answers import sentences
 
     click.echo()
     for sentence in sentences(answers):

@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from qbw_report.bins import add_bins
-from qbw_report.insight import find_trend, trend_in_words
-from qbw_report.statistics import METRICS, pearson
+from qbw_report.correlation import pearson
+from qbw_report.insight.trend import find_trend, trend_in_words
+from qbw_report.statistics import METRICS
 from qbw_report.style import BOX_EDGE, FAINT_INK, MEAN, POINTS, RANGE, new_figure, theme
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
@@ -29,7 +30,9 @@ MARKERS_UP_TO = 40
 _TITLE_CHARACTERS = 66  # what fits over the axes on one line
 
 
-def plot_bitwidth_vs_accuracy(bitwidths: ArrayLike, accuracies: ArrayLike, epoch: int, title: str) -> Figure:
+def plot_bitwidth_vs_accuracy(
+    bitwidths: ArrayLike, accuracies: ArrayLike, epoch: int, title: str, answer: str | None = None
+) -> Figure:
     """Draw accuracy against average bitwidth, one point a configuration.
 
     Several bitwidth bins (average bitwidth rounded to one decimal): a red line through the mean of each bin, its
@@ -41,6 +44,7 @@ def plot_bitwidth_vs_accuracy(bitwidths: ArrayLike, accuracies: ArrayLike, epoch
         accuracies: accuracy of each configuration, as shares from 0 to 1, in the same order.
         epoch: 0-based; the title shows `epoch + 1`.
         title: what the figure is about; plain text.
+        answer: what to say under the title; whether accuracy follows bitwidth in these configurations, if None.
 
     Raises:
         ValueError: no configuration, two lengths, a value that is not finite, an accuracy outside 0 to 1.
@@ -72,7 +76,7 @@ def plot_bitwidth_vs_accuracy(bitwidths: ArrayLike, accuracies: ArrayLike, epoch
         else:
             _draw_bins(axes, bins)
         _set_limits(axes, "accuracy", np.concatenate([y, bins["mean"] - bins["std"], bins["mean"] + bins["std"]]))
-        answer = trend_in_words(find_trend(rows))
+        answer = trend_in_words(find_trend(rows)) if answer is None else answer
         _label(axes, "avg_bitwidth", "accuracy", f"{title}, epoch {epoch + 1}", answer)
         _explain(axes, aside, _overall(x.to_numpy(), y.to_numpy()))
     return figure

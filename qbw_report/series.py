@@ -17,18 +17,27 @@ def add_series(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with a column `series`, the name under which they are reported.
 
     It is the experiment's name; an experiment that was evaluated on several data sets, or as several networks (with
-    --config or --tf32), is a series for each of them, named like ``demo [validation 1a2b3c4d]``, because accuracies on
-    different samples or of different arithmetic must not be averaged.
+    --config, --tf32 or another engine), is a series for each of them, named like ``demo [validation 1a2b3c4d]`` or
+    ``demo [validation 1a2b3c4d, integer]``, because accuracies on different samples or of different arithmetic must not
+    be averaged.
     """
     known = frame[_IDENTITY].drop_duplicates(ignore_index=True)
     name = known["experiment"].map(printable)
     several = known["experiment"].duplicated(keep=False)
-    short = name + " [" + known["split"].map(printable) + " " + known["data_id"].str[:8] + "]"
-    name = name.where(~several, short)
+    data = name + " [" + known["split"].map(printable) + " " + known["data_id"].str[:8]
+    computed_twice = known.duplicated(["experiment", "split", "data_id"], keep=False)
+    name = name.where(~several, data + (", " + _engines_of(frame, known)).where(computed_twice, "") + "]")
     # Two names can still be equal: data ids that begin alike, an experiment called like another one's series.
     exact = [_digest(repr(identity)) for identity in known.itertuples(index=False, name=None)]
     name = name.where(~name.duplicated(keep=False), name + " #" + pd.Series(exact))
     return frame.merge(known.assign(series=name), on=_IDENTITY, how="left", validate="many_to_one")
+
+
+def _engines_of(frame: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
+    """Return the engines of each identity's rows, such as ``incremental + reference``, in the order of `known`."""
+    engines = frame.assign(engine=frame["engine"].fillna("unknown engine").map(printable))
+    said = engines.groupby(_IDENTITY, dropna=False)["engine"].agg(lambda each: " + ".join(sorted(set(each))))
+    return known.merge(said.reset_index(), on=_IDENTITY, how="left")["engine"]
 
 
 def notes_on(frame: pd.DataFrame) -> list[str]:
@@ -40,7 +49,11 @@ def notes_on(frame: pd.DataFrame) -> list[str]:
     notes = []
     for experiment, name in frame.groupby("experiment")["series"]:
         if name.nunique() > 1:
-            notes.append(f"{printable(str(experiment))} was evaluated on {name.nunique()} data sets; each has a series")
+            rows = frame.loc[name.index]
+            data = len(rows[["split", "data_id"]].drop_duplicates())
+            how = f"on {data} data sets" if data == name.nunique() else f"in {name.nunique()} ways"
+            why = "" if data == name.nunique() else " (data, network settings or engine)"
+            notes.append(f"{printable(str(experiment))} was evaluated {how}{why}; each has a series")
     for series, rows in frame.groupby("series"):
         for column, plural in _SINGLE.items():
             kinds = rows.groupby("epoch")[column].nunique()

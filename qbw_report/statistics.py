@@ -1,9 +1,9 @@
 """Rows -> statistics per epoch, and per epoch and bitwidth bin (DataFrame -> DataFrame)."""
 
-import math
-
 import numpy as np
 import pandas as pd
+
+from qbw_report.correlation import pearson
 
 METRICS = {"accuracy": "accuracy", "loss": "loss", "bitwidth": "avg_bitwidth"}
 """Prefix of the statistics' names -> column of the rows."""
@@ -13,9 +13,6 @@ SERIES_KEYS = ["series", "experiment", "split", "data_id"]
 
 _EPOCH = [*SERIES_KEYS, "epoch"]
 _BIN = [*_EPOCH, "bitwidth_bin"]
-
-LEAST_FOR_CORRELATION = 3
-"""Two points always lie on a line, so their correlation says nothing."""
 
 
 def per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
@@ -42,14 +39,6 @@ def per_bin(frame: pd.DataFrame) -> pd.DataFrame:
         frame: rows with `series` and `bitwidth_bin`.
     """
     return _summarize(frame, _BIN)
-
-
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Pearson's correlation of two equally long arrays; NaN for under 3 points or where either is constant."""
-    if len(x) < LEAST_FOR_CORRELATION or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    dx, dy = x - x.mean(), y - y.mean()
-    return float(np.clip(dx @ dy / math.sqrt((dx @ dx) * (dy @ dy)), -1.0, 1.0))
 
 
 def _summarize(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

@@ -39,13 +39,19 @@ def figures_of(series: str, *numbers: int) -> set[str]:
     return {f"figures/{series}/{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
 
 
-TABLES = {"statistics.csv", "bins.csv", "statistics.json", ".qbw-report.json"}
+ANSWERS = {"answers", "comparison", "pairs", "sensitivity", "interactions", "front", "predictions"}
+TABLES = {"statistics.csv", "bins.csv", "statistics.json", ".qbw-report.json"} | {f"{name}.csv" for name in ANSWERS}
+
+
+def sensitivity_of(series: str) -> set[str]:
+    return {f"figures/{series}/sensitivity.{kind}" for kind in ("png", "svg")}
 
 
 def test_a_report_holds_what_it_should_and_nothing_else(report: Report) -> None:
     (other,) = (path.name for path in (report.out / "figures").iterdir() if path.name != "demo")
     assert other.startswith("other-run-")
     expected = figures_of("demo", 5, 6) | figures_of(other, 1)
+    expected |= sensitivity_of("demo") | sensitivity_of(other)
     expected |= {"tensorboard/demo/events", f"tensorboard/{other}/events"} | TABLES
     assert names(contents(report.out)) == expected
     assert set(report.paths) == set(contents(report.out)) - {".qbw-report.json"}
@@ -132,13 +138,14 @@ def test_more_rows_replace_the_event_file_and_foreign_files_stay(tmp_path: Path)
     assert len(events) == 1
     assert events != [old]
     assert foreign.is_file()
-    assert names(second) == figures_of("demo", 2) | {"tensorboard/demo/events"} | TABLES  # epoch 1 is not the last now
+    figures = figures_of("demo", 2) | sensitivity_of("demo")
+    assert names(second) == figures | {"tensorboard/demo/events"} | TABLES  # epoch 1 is not the last now
 
 
 def test_an_experiment_that_is_gone_leaves_nothing(report: Report, tmp_path: Path) -> None:
     shutil.copytree(report.out, tmp_path / "out")
     files = built(tmp_path, simulate(epochs=1, configs=5, experiment="new"))
-    assert names(files) == figures_of("new", 1) | {"tensorboard/new/events"} | TABLES
+    assert names(files) == figures_of("new", 1) | sensitivity_of("new") | {"tensorboard/new/events"} | TABLES
     folders = {path.name for path in (tmp_path / "out").rglob("*") if path.is_dir()}
     assert folders == {"figures", "tensorboard", "new"}
 
@@ -152,8 +159,11 @@ def test_one_row(tmp_path: Path) -> None:
     assert series["answers"]["trend"] == {
         "configs": 1,
         "correlation": None,
+        "low": None,
+        "high": None,
         "reading": "cannot tell",
         "unknown": "1 configuration measured, at least 5 needed",
+        "more": 4,
     }
     assert series["answers"]["lowest"] is None
 

@@ -8,7 +8,8 @@ import pytest
 from simulated_records import row, table_of
 
 from qbw_report.bins import add_bins
-from qbw_report.insight import Answers, answer, read_correlation, sampling_noise, sentences
+from qbw_report.insight.answers import Answers, answer, sampling_noise, sentences
+from qbw_report.insight.trend import read_correlation
 from qbw_report.series import add_series
 from schemas.records import hash_of
 
@@ -23,6 +24,7 @@ def rows_of(*measured: tuple[list[int], int], num_samples: int = 1000, epoch: in
 
 
 RISING = (([2, 2], 600), ([2, 4], 800), ([4, 4], 945), ([4, 8], 950), ([8, 8], 955))
+MORE = (*RISING, ([2, 2], 610), ([2, 8], 946), ([4, 2], 790), ([8, 4], 952))
 
 
 def told(*measured: tuple[list[int], int], **others: Any) -> Answers:
@@ -94,37 +96,53 @@ def test_a_perfect_score_is_not_a_certain_one(accuracy: float) -> None:
 
 
 def test_sentences() -> None:
-    measured = [(bits, 10 * correct) for bits, correct in RISING]
+    measured = [(bits, 10 * correct) for bits, correct in MORE]
     best, lowest = (hash_of({"bitwidths": bits})[:8] for bits in ([8, 8], [4, 4]))
     assert sentences(told(*measured, num_samples=10_000)) == [
-        "demo, epoch 1: accuracy rises with bitwidth (strong positive correlation, r = 0.79, 5 configurations).",
+        "demo, epoch 1: accuracy rises with bitwidth (strong positive correlation, r = 0.84, 9 configurations).",
         f"Best accuracy: 0.9550 ± 0.0041 at 8.00 bits on average (configuration {best}); "
         "± is the 95% sampling noise of 10,000 samples.",
         f"Fewest bits within 1 point of the best: 0.9450 ± 0.0045 at 4.00 bits on average (configuration {lowest}).",
+        "Where more bits stop paying cannot be told: 9 configurations measured, at least 12 needed; "
+        "evaluate about 3 more.",
     ]
 
 
-def test_noise_above_the_tolerance_is_said() -> None:
+def test_noise_above_the_tolerance_is_said_with_the_samples_it_would_take() -> None:
     assert sentences(told(*RISING))[-1] == (
-        "The noise (± 1.4 points) is larger than the 1 point asked about; evaluate more samples to be sure."
+        "The noise (± 1.4 points) is larger than the 1 point asked about; evaluate about 2,100 samples to be sure."
     )
     assert sentences(answer(rows_of(*RISING), tolerance=0.005))[-1] == (
-        "The noise (± 1.4 points) is larger than the 0.5 points asked about; evaluate more samples to be sure."
+        "The noise (± 1.4 points) is larger than the 0.5 points asked about; evaluate about 7,400 samples to be sure."
     )
 
 
 @pytest.mark.parametrize(
     ("accuracies", "words"),
     [
-        ([300, 300, 300, 300, 300], "accuracy hardly depends on bitwidth (flat, every accuracy is equal, 5 "),
-        ([500, 501, 499, 501, 500], "accuracy hardly depends on bitwidth (flat, r = 0.05, 5 "),
-        ([900, 800, 700, 600, 500], "accuracy falls with bitwidth (negative correlation, r = -0.98, 5 "),
-        ([500, 560, 700, 510, 640], "accuracy tends to rise with bitwidth (positive correlation, r = 0.33, 5 "),
+        ([300] * 9, "accuracy hardly depends on bitwidth (flat, every accuracy is equal, 9 "),
+        ([500, 501, 499, 501, 500, 501, 500, 499, 500], "accuracy hardly depends on bitwidth (flat, r = -0.03, 9 "),
+        (
+            [900, 800, 700, 600, 500, 890, 650, 790, 600],
+            "accuracy falls with bitwidth (negative correlation, r = -0.99, 9 ",
+        ),
+        (
+            [500, 525, 630, 570, 600, 457, 634, 577, 620],
+            "accuracy tends to rise with bitwidth (positive correlation, r = 0.68, 9 ",
+        ),
     ],
 )
 def test_trends_in_words(accuracies: list[int], words: str) -> None:
-    measured = zip([bits for bits, _ in RISING], accuracies, strict=True)
+    measured = zip([bits for bits, _ in MORE], accuracies, strict=True)
     assert sentences(told(*measured))[0].startswith(f"demo, epoch 1: {words}")
+
+
+def test_a_sign_that_is_not_known_is_not_told_but_what_it_takes_is() -> None:
+    trend = told(*zip([bits for bits, _ in RISING], [500, 560, 700, 510, 640], strict=True)).trend
+    assert trend.reading == "cannot tell"
+    assert trend.unknown.startswith("r = 0.33, 95% interval -0.")
+    assert trend.more > 5
+    assert trend.unknown.endswith(f"; evaluate about {trend.more} more")
 
 
 @pytest.mark.parametrize(
@@ -140,4 +158,5 @@ def test_cannot_tell(measured: list[tuple[list[int], int]], why: str) -> None:
     assert (answers.trend.reading, answers.lowest) == ("cannot tell", None)
     lines = sentences(answers)
     assert lines[0] == f"demo, epoch 1: cannot tell whether accuracy follows bitwidth ({why})."
-    assert [line.partition(":")[0] for line in lines[1:]] == ["Best accuracy"]
+    assert lines[1].startswith("Best accuracy: ")
+    assert lines[2:] == list(answers.cautions)

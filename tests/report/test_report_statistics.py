@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from simulated_records import row, table_of
 
 from qbw_report.bins import add_bins
+from qbw_report.correlation import pearson
 from qbw_report.series import add_series, folder_names, notes_on, printable
-from qbw_report.statistics import pearson, per_bin, per_epoch
+from qbw_report.statistics import per_bin, per_epoch
 
 unhurried = settings(deadline=None, max_examples=60)  # no deadline: a busy machine is no defect
 

@@ -1,0 +1,100 @@
+"""`qbw-report recommend` and `compare`: from what was asked to what is printed and written."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qbw_report.bins import add_bins
+from qbw_report.budget import Budget
+from qbw_report.compare import Comparison, choose, compare
+from qbw_report.frame import read_records
+from qbw_report.layers import read_layers
+from qbw_report.recommend import Recommendation, recommend
+from qbw_report.selection import last_epoch
+from qbw_report.sensitivity import find_sensitivity, of_one_network
+from qbw_report.series import add_series
+from schemas.errors import QBWError, UsageError
+
+
+def read_rows(records: Path, *, skip_bad: bool) -> pd.DataFrame:
+    """Return the rows of a records folder with `series` and `bitwidth_bin`.
+
+    Raises:
+        QBWError: as `qbw_report.frame.read_records`.
+    """
+    return add_bins(add_series(read_records(records, skip_bad=skip_bad)[0]))
+
+
+def recommend_from(
+    records: Path, budgets: Sequence[Budget], name: str | None, *, skip_bad: bool = False
+) -> Recommendation:
+    """Return what to ship of one series.
+
+    Args:
+        records: the records folder.
+        budgets: at least one.
+        name: a series, experiment or checkpoint; may be None where there is one series.
+        skip_bad: leave damaged parts out instead of refusing.
+
+    Raises:
+        UsageError: there are several series and none is named, or a budget cannot be computed.
+        QBWError: there is nothing to recommend.
+    """
+    rows = read_rows(records, skip_bad=skip_bad)
+    if name is None:
+        names = sorted(rows["series"].unique())
+        if len(names) > 1:
+            raise UsageError(f"{records}: holds {len(names)} series; name one with --series: {', '.join(names)}")
+        chosen = last_epoch(rows)
+    else:
+        _, chosen = choose(rows, name)
+    chosen = of_one_network(chosen)
+    layers = read_layers(records, str(chosen["model_id"].iloc[0]))
+    return recommend(chosen, layers, find_sensitivity(chosen, layers), tuple(budgets))
+
+
+def compare_in(records: Path, first: str, second: str, *, skip_bad: bool = False) -> Comparison:
+    """Return how two series, experiments or checkpoints differ.
+
+    Raises:
+        UsageError: nothing is called so, or both are the same.
+        QBWError: they have nothing in common.
+    """
+    rows = read_rows(records, skip_bad=skip_bad)
+    a, b = choose(rows, first), choose(rows, second)
+    if a[0] == b[0]:
+        raise UsageError(f"{first!r} and {second!r}: both are {a[0]}; name two, such as {first}@1 and {first}@2")
+    return compare(a, b)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file whole.
+
+    Raises:
+        QBWError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise QBWError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def comparison_json(found: Comparison) -> str:
+    """Return a comparison as strict JSON; null is a number that does not exist."""
+    document = asdict(found) | {"table": None}
+    document["configurations"] = found.table.to_dict("records")
+    del document["table"]
+    return json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
