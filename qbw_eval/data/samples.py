@@ -25,7 +25,10 @@ from qbw_eval.settings.data import DataSettings
 from qbw_eval.yaml_reader import shown
 
 MAX_INDEX: Final = 2**28
-"""Bytes of an index, which is a few million paths."""
+"""Bytes of an index."""
+
+MAX_SAMPLES: Final = 1_000_000
+"""Lines of an index; as many samples in as many files would take hours to read."""
 
 _MAX_LINE: Final = 4096  # bytes, Linux's PATH_MAX
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")  # no name has such, but a file that means to write on a terminal
@@ -110,6 +113,10 @@ def _bytes_of(path: Path) -> bytes:
 
 def _paths_in(content: bytes, index: Path) -> list[Path]:
     """Return the paths as they are written."""
+    if content.count(b"\n") > MAX_SAMPLES:  # before a line is looked at: paths take forty times the memory
+        raise DataError(
+            f"{printable(index)}: has more than {MAX_SAMPLES:,} lines; is it an index of samples? Split it into several"
+        )
     paths = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         text = os.fsdecode(line.strip())

@@ -462,6 +462,16 @@ def test_what_would_have_to_be_waited_for_is_not(folder: Path, monkeypatch: pyte
             os.close(end)
 
 
+def test_an_index_of_too_many_lines_is_refused_before_any_is_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 2)
+    (folder / "val.txt").write_text("no path\n" * 3)
+    assert refusal(folder) == (
+        f"{folder}/val.txt: has more than 2 lines; is it an index of samples? Split it into several"
+    )
+
+
 def test_an_index_that_is_none_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MAX_INDEX", 10)
     assert refusal(folder) == f"{folder}/val.txt: is larger than 0 MiB; is it an index, a path a line?"
