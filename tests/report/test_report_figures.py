@@ -106,7 +106,9 @@ def test_legend_labels_title_and_statistics_box() -> None:
         "6 configurations, mean ± std\nAccuracy: 0.7917 ± 0.1539\nBitwidth: 4.50 ± 2.50 bits\nCorrelation: 0.70"
     )
     (answer,) = axes_of(figure).texts
-    assert answer.get_text() == "Accuracy rises with bitwidth (strong positive correlation, r = 0.70, 6 configurations)"
+    assert answer.get_text() == (
+        "Cannot tell whether accuracy follows bitwidth (r = 0.70, 95% interval -0.33 to 0.97; evaluate about 7 more)"
+    )
 
 
 def test_bins_of_one_configuration_each_have_no_bars() -> None:
