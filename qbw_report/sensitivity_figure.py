@@ -90,7 +90,7 @@ def _draw_cells(axes: Axes, points: dict[str, np.ndarray], options: list[int], n
             color = "white" if dark else INK if sure else "#767676"
         axes.text(place, layer, text, ha="center", va="center", fontsize=9, color=color)
     axes.set_title(
-        "Change of accuracy (points; grey may be chance)", fontsize=10.5, fontweight="normal", color=FAINT_INK
+        "Change in points (grey: may be chance)", fontsize=10.5, fontweight="normal", color=FAINT_INK
     )
 
 
