@@ -89,9 +89,7 @@ def _draw_cells(axes: Axes, points: dict[str, np.ndarray], options: list[int], n
             text = f"{effect:+.1f}".replace("-", "\N{MINUS SIGN}") if round(effect, 1) else "0.0"
             color = "white" if dark else INK if sure else "#767676"
         axes.text(place, layer, text, ha="center", va="center", fontsize=9, color=color)
-    axes.set_title(
-        "Change in points (grey: may be chance)", fontsize=10.5, fontweight="normal", color=FAINT_INK
-    )
+    axes.set_title("Change in points (grey: may be chance)", fontsize=10.5, fontweight="normal", color=FAINT_INK)
 
 
 def _draw_strip(axes: Axes, points: dict[str, np.ndarray], smallest: int) -> None:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qbw_eval import get_average_bitwidth
 from qbw_eval.configurations import sample
 from qbw_eval.cost import costs_of
+from qbw_eval.networks.multimodal_resnet import VARIANTS, MultimodalResNet
 from qbw_eval.networks.preact_resnet import NETWORKS as PREACT_NETWORKS
 from qbw_eval.networks.resnet import SHAPES, ResNet
 from qbw_eval.quantization.bitwidths import (
@@ -268,6 +269,8 @@ def brute_force_macs(network: nn.Module, x: Tensor) -> dict[str, int]:
     return counts
 
 
+SENSORS = {"shake": {"seismic": 2, "audio": 4}, "roof": {"seismic": 6, "audio": 2}}
+
 NETWORKS_WE_SHIP: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     **{
         f"{name}{', quantize_first_and_last' if all_layers else ''}": (
@@ -281,6 +284,13 @@ NETWORKS_WE_SHIP: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
         name: (partial(network, OPTIONS, width=64, in_channels=3, num_classes=10), (64, 50))
         for name, network in PREACT_NETWORKS.items()
     },
+    **{
+        f"multi-modal {name}": (
+            partial(MultimodalResNet, name, OPTIONS, in_channels=SENSORS, fc_dim=32, num_classes=7),
+            (10, 40),
+        )
+        for name in VARIANTS
+    },
 }
 
 
@@ -289,7 +299,9 @@ def test_costs_equal_a_brute_force_count_and_macs_are_half_of_torchs_flops(name:
     build, size = NETWORKS_WE_SHIP[name]
     with torch.device("meta"):
         network = build()
-        x = torch.zeros(1, 3, *size)
+        x: Any = torch.zeros(1, 3, *size)
+        if name.startswith("multi-modal"):
+            x = {at: {of: torch.zeros(1, count, *size) for of, count in each.items()} for at, each in SENSORS.items()}
         table = trace_layers(network, x)
         with FlopCounterMode(display=False) as counter:
             network.eval()(x)
