@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from qbw_eval.checkpoints.native import Checkpoint, state_in
+from qbw_eval.checkpoints.native import Checkpoint, accuracy_in, state_in
 from qbw_eval.checkpoints.safe_load import CheckpointError, LoadedFile
 from qbw_eval.experiment import Experiment
 
@@ -43,14 +43,13 @@ def foreign_checkpoint(loaded: LoadedFile, path: Path, experiment: Experiment) -
     state = _state_of(content, path)
     prefix = wrapping(state)
     epoch, remarks = _epoch(content, path)
-    val_acc = content.get("val_acc") if isinstance(content, Mapping) else None
     return Checkpoint(
         path=path,
         sha256=loaded.sha256,
         epoch=epoch,
         experiment=experiment,
         state={name.removeprefix(prefix): tensor for name, tensor in state.items()},
-        val_acc=float(val_acc) if isinstance(val_acc, int | float) and not isinstance(val_acc, bool) else None,
+        val_acc=accuracy_in(content) if isinstance(content, Mapping) else None,
         remarks=remarks,
     )
 

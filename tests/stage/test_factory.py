@@ -3,6 +3,7 @@
 import copy
 import doctest
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -323,7 +324,9 @@ def test_the_epoch_is_what_the_file_says_or_else_its_name(
     )
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.5, 0.5), (1, 1.0), (True, None), ("0.5", None), (None, None)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.5, 0.5), (1, 1.0), (True, None), ("0.5", None), (None, None), (math.nan, None)]
+)
 def test_val_acc_is_kept_if_it_is_a_number(value: object, expected: float | None, place: Path) -> None:
     content = {"val_acc": value, "best_acc": 0.9, "net": theirs(place).state_dict()}
     assert read_checkpoint(save(place, content), experiment_in(place / "mine.yaml")).val_acc == expected
