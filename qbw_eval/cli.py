@@ -179,6 +179,10 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+_WHERE = ("executor", "workers", "gpus", "shard", "scheduler")
+"""The options that say where it runs."""
+
+
 @cli.command()
 @click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True)
 @click.option("--config", type=click.Path(path_type=Path), help=_CONFIG_HELP)
@@ -215,6 +219,20 @@ def cli(context: click.Context) -> None:
 @_MAX_BYTES
 @_TRUST
 @click.option("--tf32", is_flag=True, help="Allow TensorFloat-32 on CUDA: faster, less exact, other rows.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "shard", "dask"]),
+    help="local: all GPUs of this machine, a process each, or this process; shard: the same for a share, see --shard; "
+    "dask: a Dask cluster.  [default: as the options below tell, else local]",
+)
+@click.option("--workers", type=click.IntRange(1, 4096), help="Processes here.  [default: one a GPU, else one]")
+@click.option("--gpus", type=click.IntRange(1, 4096), help="Use so many GPUs, or fail.  [default: all there are]")
+@click.option(
+    "--shard",
+    metavar="I/N|auto[/N]",
+    help="Evaluate share I of N only; auto: as SLURM's array or Kubernetes' indexed job says (auto/N there).",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Dask's, such as tcp://10.0.0.5:8786.  [default: start one here]")
 @click.option("--resume/--no-resume", default=True, help="Skip what is in the records; or evaluate all of it again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be evaluated, and what it takes; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
@@ -222,10 +240,13 @@ def cli(context: click.Context) -> None:
 @click.option("--verbose", "-v", is_flag=True, help="Print every configuration as it is finished.")
 def run(**options: object) -> None:
     """Evaluate checkpoints: files, folders or globs. Running it again adds only what is missing."""
-    from qbw_eval.commands.run import RunOptions, run_command
+    from qbw_eval.commands.evaluating import RunOptions
+    from qbw_eval.commands.executing import ExecutorOptions
+    from qbw_eval.commands.run import run_command
 
     sampling = _sampler_options(options)
-    run_command(RunOptions(sampling=sampling, **options))  # type: ignore[arg-type]  # click has checked the types
+    executing = ExecutorOptions(**{name: options.pop(name) for name in _WHERE})  # type: ignore[arg-type]  # likewise
+    run_command(RunOptions(sampling=sampling, **options), executing)  # type: ignore[arg-type]  # click has checked the types
 
 
 @cli.command()
@@ -250,7 +271,7 @@ def sample(**options: object) -> None:
     sample_command(SampleOptions(sampling=sampling, **options))  # type: ignore[arg-type]  # click has checked the types
 
 
-@_with_options_of(run, without=("checkpoints", "resume", "dry_run", "trust_pickle"))
+@_with_options_of(run, without=("checkpoints", "resume", "dry_run", "trust_pickle", *_WHERE))
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--every", type=_Duration(), default="5s", show_default=True, help="Time between two looks at DIR.")
@@ -265,7 +286,7 @@ def watch(folder: Path, every: float, settle: float, once: bool, until_idle: flo
     A file is read when it has stayed the same for a while, and evaluated when its checksums are right; a file that is
     written again is a new checkpoint. Training never waits. Times are such as 0.5s, 5s, 10m, 1h.
     """
-    from qbw_eval.commands.run import RunOptions
+    from qbw_eval.commands.evaluating import RunOptions
     from qbw_eval.commands.watch import WatchOptions, watch_command
 
     sampling = _sampler_options(options)

@@ -4,7 +4,7 @@ What is not in them: the batch size, the device and the number of threads, which
 place; and how many configurations were asked for, so that asking for more continues where fewer ended.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -124,9 +124,14 @@ class Plan:
 
     def chunks(self, done: Set[int]) -> Iterator[list[BitwidthConfiguration]]:
         """Yield what is missing, in runs of consecutive indices that never cross a multiple of `chunk_size`."""
-        missing = [configuration for configuration in self.configurations if configuration.index not in done]
+        yield from self.pieces(
+            [configuration for configuration in self.configurations if configuration.index not in done]
+        )
+
+    def pieces(self, configurations: Sequence[BitwidthConfiguration]) -> Iterator[list[BitwidthConfiguration]]:
+        """Yield configurations, whose indices ascend, in such runs."""
         # Consecutive indices have a constant distance to their position in the list.
         for _, run in groupby(
-            enumerate(missing), key=lambda item: (item[1].index // self.chunk_size, item[1].index - item[0])
+            enumerate(configurations), key=lambda item: (item[1].index // self.chunk_size, item[1].index - item[0])
         ):
             yield [configuration for _, configuration in run]

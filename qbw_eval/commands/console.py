@@ -11,6 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 
+class _Count(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        of = "" if task.total is None else f"/{task.total:.0f}"
+        return Text(f"{task.completed:.0f}{of} {self._unit}")
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -30,22 +40,25 @@ def progress_on_stderr(what: str, total: float, unit: str, *, quiet: bool) -> It
         unit: plural noun.
         quiet: show nothing. Where stderr is not a terminal, what begins is said in a line.
     """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
-        _Rate(unit),
-        TimeRemainingColumn(),
-    )
-    if total and not quiet and not console.is_terminal:
-        print(f"{what}: {total:.0f} {unit}", file=sys.stderr, flush=True)  # a log file has no use for a bar
-    silent = quiet or not console.is_terminal
-    # rich would send our stdout to stderr too, which is right on a terminal and wrong where stdout is a file.
-    both = sys.stdout.isatty()
-    with Progress(*columns, console=console, disable=silent, transient=True, redirect_stdout=both) as progress:
+    with counting_progress(unit, quiet=quiet) as progress:
+        if total and not quiet and not progress.console.is_terminal:
+            tell(f"{what}: {total:.0f} {unit}")  # a log file has no use for a bar
         task = progress.add_task(what, total=total)
         yield lambda amount: progress.advance(task, amount)
+
+
+def counting_progress(unit: str, *, quiet: bool) -> Progress:
+    """Return bars on stderr that count `unit`, a plural noun; they show nothing where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), _Count(unit), _Rate(unit), TimeRemainingColumn())
+    # rich would send our stdout to stderr too, which is right on a terminal and wrong where stdout is a file.
+    both, silent = sys.stdout.isatty(), quiet or not console.is_terminal
+    return Progress(*columns, console=console, disable=silent, transient=True, redirect_stdout=both)
+
+
+def tell(sentence: str) -> None:
+    """Say something on stderr, at once."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def print_table(

@@ -14,7 +14,9 @@ from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.commands.device import allow_tf32, choose_device
-from qbw_eval.commands.run import Outcome, RunOptions, prepare_one, run_one
+from qbw_eval.commands.display import Sentences
+from qbw_eval.commands.evaluating import RunOptions, prepare_one
+from qbw_eval.commands.run import Outcome, run_one
 from qbw_eval.commands.sampler_options import read_configurations
 from qbw_eval.commands.stopping import stopping
 from qbw_eval.data.errors import DataError
@@ -205,7 +207,7 @@ class _Evaluator:
         self._splits: dict[DataSettings, Split] = {}
         self._contents, self._networks = Recent(_REMEMBERED), Recent(_REMEMBERED)
         self._sentences, self._unchecked = Recent(_REMEMBERED), Recent(_REMEMBERED)
-        self._told: set[str] = set()
+        self._told = Sentences()
         self._committed: list[int] = []
 
     def sweep(self) -> None:

@@ -20,7 +20,7 @@ from store_helpers import TABLE
 from qbw_eval import configurations as configurations_module
 from qbw_eval import evaluate as evaluate_module
 from qbw_eval import plan as plan_module
-from qbw_eval.commands import run as run_module
+from qbw_eval.commands import evaluating as evaluating_module
 from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings
 from qbw_eval.evaluate import EvaluationSettings
 from qbw_eval.plan import Plan
@@ -193,13 +193,13 @@ def test_other_numerics_are_another_evaluation(
     """TensorFloat-32 exists on a GPU only; its part in the identity does not need one."""
     words = (checkpoint, "--limit", 10, "--num-configs", 2)
     assert run(records, *words) == (0, 2)
-    settings = run_module._settings
+    settings = evaluating_module._settings
 
     def with_tf32(*arguments: Any) -> EvaluationSettings:
         return dataclasses.replace(settings(*arguments), tf32=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_settings", with_tf32)
+        patch.setattr(evaluating_module, "_settings", with_tf32)
         assert run(records, *words) == (0, 2)
     choose = evaluate_module.choose_engine
 

@@ -32,7 +32,7 @@ from stage_references import (
 
 from qbw_eval import evaluate as evaluate_module
 from qbw_eval.checkpoints.read import read_checkpoint
-from qbw_eval.commands import run as run_module
+from qbw_eval.commands import evaluating as evaluating_module
 from qbw_eval.commands import train as train_module
 from qbw_eval.cost import costs_of
 from qbw_eval.data.sources import load_split
@@ -311,7 +311,7 @@ def test_data_are_read_once_for_several_checkpoints_and_moved_once_for_each(
         moves.append(arguments[0].name)
         return batches_on(*arguments, **more)
 
-    monkeypatch.setattr(run_module, "load_split", read)
+    monkeypatch.setattr(evaluating_module, "load_split", read)
     monkeypatch.setattr(evaluate_module, "batches_on", move)
     run(tiny_checkpoints, "--limit", 8, "--num-configs", 70, records=records)  # two chunks each
     assert reads == ["validation"]

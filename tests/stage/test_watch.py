@@ -24,7 +24,7 @@ from stage_references import contents, one_thread, qbw_eval, temporary_files
 
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.cli import cli
-from qbw_eval.commands import run as run_module
+from qbw_eval.commands import evaluating as evaluating_module
 from qbw_eval.commands import watch as watch_module
 from qbw_eval.commands.run import RunOptions
 from qbw_eval.commands.sampler_options import SamplerOptions
@@ -319,14 +319,14 @@ def test_a_copy_is_read_and_the_file_names_the_checkpoint_and_the_seeds_experime
 
 def test_too_little_memory_is_told_at_once_and_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training may need it all at the moment."""
-    real, failures = run_module.prepare, iter([True, True, False])
+    real, failures = evaluating_module.prepare, iter([True, True, False])
 
     def sometimes(*arguments: Any) -> Any:
         if next(failures, False):
             raise QBWError("cpu: not enough memory for one sample")
         return real(*arguments)
 
-    monkeypatch.setattr(run_module, "prepare", sometimes)
+    monkeypatch.setattr(evaluating_module, "prepare", sometimes)
     place.write("last.pt", place.epoch(1))()
     place.watch(until_idle=60.0)
     assert place.stderr == "qbw-eval: error: cpu: not enough memory for one sample\n"
@@ -334,14 +334,14 @@ def test_too_little_memory_is_told_at_once_and_tried_again(place: Place, monkeyp
 
 
 def test_memory_that_runs_out_in_the_midst_is_tried_again_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failures = run_module.evaluate, iter([True, False])
+    real, failures = evaluating_module.evaluate, iter([True, False])
 
     def sometimes(*arguments: Any) -> Iterator[Any]:
         if next(failures, False):
             raise QBWError("cpu: not enough memory for one sample")
         yield from real(*arguments)
 
-    monkeypatch.setattr(run_module, "evaluate", sometimes)
+    monkeypatch.setattr(evaluating_module, "evaluate", sometimes)
     place.write("last.pt", place.epoch(1))()
     place.watch(until_idle=60.0)
     assert place.stderr == "qbw-eval: error: cpu: not enough memory for one sample\n"
@@ -430,8 +430,10 @@ def test_as_json_every_line_is_a_checkpoint(place: Place) -> None:
 
 
 def test_data_are_read_once_and_one_set_is_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, read = run_module.load_split, []
-    monkeypatch.setattr(run_module, "load_split", lambda *words, **more: read.append(words) or real(*words, **more))
+    real, read = evaluating_module.load_split, []
+    monkeypatch.setattr(
+        evaluating_module, "load_split", lambda *words, **more: read.append(words) or real(*words, **more)
+    )
     for number in (1, 2, 3):
         place.write(f"epoch_{number}.pt", place.epoch(number))()
     place.watch()

@@ -1,0 +1,1 @@
+"""Where tasks run: one seam, and what is behind it."""
