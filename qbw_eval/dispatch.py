@@ -11,13 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from qbw_eval.executors.seam import Executor, Finished
+from qbw_eval.executors.seam import MOST_DEATHS, Executor, Finished
 from qbw_eval.shares import WHOLE, Share
 from qbw_eval.store import StoreError
 from schemas.errors import QBWError
-
-MOST_DEATHS = 3
-"""So many workers may die of one task; more would not tell more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,8 @@ def run_command(options: RunOptions, executing: ExecutorOptions | None = None) -
     share = executing.share(os.environ)
     if not options.resume and share != WHOLE:
         raise UsageError("--no-resume: goes without --shard, since jobs could not agree on which repetition it is")
+    if executing.scheduler is not None:  # its workers may stand elsewhere
+        paths = [path.absolute() for path in paths]
     run = _Run(options, Dispatch([str(path) for path in paths], share))
     if options.dry_run:
         _dry_run(run)

@@ -214,7 +214,7 @@ def serve(descriptor: int) -> None:
         try:
             answer = work(task)
         except Exception as error:
-            send("error", _portable(error))
+            send("error", portable(error))
         else:
             send("answer", answer)
 
@@ -232,7 +232,7 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Return an error that can be pickled and has its traceback for a note, unless it is meant for the user."""
     if not isinstance(error, QBWError):
         error.add_note("in a worker:\n" + "".join(traceback.format_exception(error)))

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+MOST_DEATHS = 3
+"""So many workers may die of one task; more would not tell more."""
+
 
 @dataclass(frozen=True)
 class Told:

@@ -446,7 +446,8 @@ def test_data_are_read_once_and_one_set_is_kept(place: Place, monkeypatch: pytes
 
 def test_it_has_the_options_of_run_but_those_that_make_no_sense() -> None:
     run, watch = ({option.name for option in cli.commands[name].params} for name in ("run", "watch"))
-    assert run - watch == {"checkpoints", "resume", "dry_run", "trust_pickle"}
+    where = {"executor", "workers", "gpus", "shard", "scheduler"}
+    assert run - watch == {"checkpoints", "resume", "dry_run", "trust_pickle", *where}
     assert watch - run == {"folder", "every", "settle", "once", "until_idle"}
     described = {option.name: option for option in cli.commands["run"].params}
     assert all(option is described[option.name] for option in cli.commands["watch"].params if option.name in run)
