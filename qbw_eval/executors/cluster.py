@@ -1,7 +1,8 @@
 """A Dask cluster: one that is there, or one that is started on this machine. Needs no torch, and the extra `dask`.
 
-Dask gives a task whose worker died to another one, some times, and loses every task where its scheduler dies.
-A worker is given one task at a time, whatever its threads: networks are no place for two.
+A worker is given one task at a time, whatever its threads: networks are no place for two. It is asked for by its
+address, as it may have the checkpoint at hand. Dask lets such a task wait for ever where that worker is gone and no
+other was there at the moment; so we look for ourselves who is gone.
 """
 
 import logging
@@ -9,6 +10,7 @@ import os
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +21,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from qbw_eval.executors.processes import portable
-from qbw_eval.executors.seam import MOST_DEATHS, Advanced, Event, Finished, Hear, Start, Told, Work
+from qbw_eval.executors.seam import Advanced, Event, Finished, Hear, Start, Told, Work
 from schemas.errors import QBWError
 
 if TYPE_CHECKING:
     from distributed import Client, Future, SpecCluster
 
-_CONNECT_S = 10.0
+_CONNECT_S = 5.0
 _LOOK_AGAIN_S = 1.0
 """Workers come and go; they are counted no more often than this."""
 
@@ -80,8 +82,8 @@ class Cluster:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what is to be said, we say
         self._start, self._hear, self._most = start, hear, most
         self._run = f"qbw-{uuid.uuid4().hex}"
-        self._cluster: Any = None if scheduler is not None else _own_cluster(environments)
-        self._address: str = scheduler or self._cluster.scheduler_address
+        self._cluster: Any = _own_cluster(environments) if scheduler is None else None
+        self._address = str(scheduler if self._cluster is None else self._cluster.scheduler_address)
         try:
             self._client: Client = distributed.Client(self._address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -91,7 +93,8 @@ class Cluster:
             ) from None
         self._mail: SimpleQueue[Any] = SimpleQueue()
         self._client.subscribe_topic(self._run, lambda stamped: self._mail.put(_event(*stamped[1])))
-        self._at: dict[str, tuple[Any, str | None]] = {}  # a future's key: its task, and who was to do it
+        self._waiting: deque[tuple[Any, str | None]] = deque()
+        self._at: dict[str, tuple[Any, str]] = {}  # a future's key: its task, and who was to do it
         self._futures: dict[str, Future] = {}
         self._workers: list[str] = []
         self._looked = -_LOOK_AGAIN_S
@@ -113,31 +116,38 @@ class Cluster:
 
     def capacity(self) -> int:
         """Return how many workers there are; at least 1, as those that are there may be starting again."""
+        there = len(self._workers_there())
+        return max(1, min(there, self._most or there))
+
+    def _workers_there(self) -> list[str]:
+        """Return the addresses of the workers, as they were a moment ago."""
         if time.monotonic() - self._looked > _LOOK_AGAIN_S:
             try:
                 self._workers = list(self._client.nthreads())
             except (OSError, TimeoutError):
                 self._workers = []  # whatever is the matter will show at the tasks
             self._looked = time.monotonic()
-        return max(1, min(len(self._workers), self._most or len(self._workers)))
+        return self._workers
 
     def submit(self, task: Any, near: str | None = None) -> None:
-        """Send a task to a worker that has none, the one called `near` if it is there."""
+        """Send a task to a worker that has none, that called `near` if it can be; or keep it until there is one."""
+        self._waiting.append((task, near))
+        self._send()
+
+    def _send(self) -> None:
+        """Send what waits to workers that have nothing to do."""
         taken = {worker for _, worker in self._at.values()}
-        free = sorted((worker for worker in self._workers if worker not in taken), key=lambda name: name != near)
-        worker = free[0] if free else None
-        future = self._client.submit(
-            _do,
-            self._run,
-            self._start,
-            task,
-            workers=None if worker is None else [worker],
-            allow_other_workers=worker is not None,
-            key=f"{self._run}-{uuid.uuid4().hex}",
-            pure=False,
-        )
-        self._at[future.key], self._futures[future.key] = (task, worker), future
-        future.add_done_callback(self._mail.put)
+        free = [worker for worker in self._workers_there() if worker not in taken]
+        while self._waiting and free:
+            task, near = self._waiting.popleft()
+            worker = near if near in free else free[0]
+            free.remove(worker)
+            key = f"{self._run}-{uuid.uuid4().hex}"
+            future = self._client.submit(
+                *(_do, self._run, self._start, task), workers=[worker], allow_other_workers=True, key=key, pure=False
+            )
+            self._at[key], self._futures[key] = (task, worker), future
+            future.add_done_callback(self._mail.put)
 
     def as_completed(self) -> Iterator[Finished]:
         """Yield tasks as they end.
@@ -145,23 +155,32 @@ class Cluster:
         Raises:
             QBWError: the scheduler is gone, or a worker says why it cannot begin.
         """
-        while self._at:
+        while self._at or self._waiting:
+            self._send()
             try:
                 mail = self._mail.get(timeout=_LOOK_AGAIN_S)
             except Empty:
-                self._look_for_workers()
-                continue
+                mail = None
             if isinstance(mail, tuple):
                 self._hear(*mail)
-                continue
-            yield self._finished(mail)
+            elif mail is not None and mail.key in self._at:
+                yield self._finished(mail)
+            yield from self._left_behind()
 
-    def _look_for_workers(self) -> None:
-        if self.capacity() and self._workers:
+    def _left_behind(self) -> Iterator[Finished]:
+        """Yield the tasks of workers that are gone; say so where there are none at all for a while."""
+        there = self._workers_there()
+        if there:
             self._said = time.monotonic()
         elif time.monotonic() - self._said > _IMPATIENT_S:
             self._hear(self._address, Told(f"{self._address}: has no workers; waiting for some"))
             self._said = time.monotonic()
+        gone = [key for key, (_, worker) in self._at.items() if worker not in there]
+        for key in gone:
+            if self._futures[key].status == "pending":  # else it is in the mail
+                task, worker = self._at.pop(key)
+                self._client.cancel([self._futures.pop(key)], force=True)
+                yield Finished(task=task, worker=worker, deaths=1, how="it has left the cluster")
 
     def _finished(self, future: "Future") -> Finished:
         from distributed import KilledWorker
@@ -176,9 +195,9 @@ class Cluster:
         error = future.exception() if future.status == "error" else None
         if isinstance(error, KilledWorker):
             self._looked = -_LOOK_AGAIN_S
-            return Finished(task=task, worker=worker or "", deaths=error.allowed_failures + 1, how="as Dask counts")
+            return Finished(task=task, worker=worker, deaths=error.allowed_failures + 1, how="it has died")
         if error is not None:
-            return Finished(task=task, worker=worker or "", error=error)
+            return Finished(task=task, worker=worker, error=error)
         raise QBWError(
             f"{self._address}: the scheduler is gone, and with it what it was to have done; finished rows are kept: "
             "start it again, and run the same command again"
@@ -194,6 +213,7 @@ class Cluster:
         if self._client.status == "running" and self._futures:
             self._client.cancel(list(self._futures.values()), force=True)
         self._at.clear()
+        self._waiting.clear()
         self._futures.clear()
         self._client.close(timeout=2)
         if self._cluster is not None:
@@ -207,7 +227,7 @@ def _own_cluster(environments: Sequence[Mapping[str, str]]) -> "SpecCluster":
     local = {"host": "127.0.0.1", "dashboard": False}
     nanny = {**local, "nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     return SpecCluster(
-        scheduler={"cls": Scheduler, "options": {**local, "port": 0, "allowed_failures": MOST_DEATHS - 1}},
+        scheduler={"cls": Scheduler, "options": {**local, "port": 0, "allowed_failures": 0}},
         workers={
             place: {"cls": Nanny, "options": {**nanny, "env": dict(environment)}}
             for place, environment in enumerate(environments)
