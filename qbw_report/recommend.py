@@ -104,8 +104,8 @@ def recommend(
             bitwidths=bitwidths,
             costs={name: cost.value(bitwidths) for name, cost in costs.items()},
             predicted=predicted,
-            low=predicted - half,
-            high=predicted + half,
+            low=max(predicted - half, 0.0),
+            high=min(predicted + half, 1.0),
             measured=np.nan if row is None else row[0],
             config_id="" if row is None else row[1],
         )
