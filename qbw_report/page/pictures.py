@@ -5,7 +5,7 @@ coordinate system, dots and words in an unstretched one.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -188,7 +188,7 @@ def front_picture(rows: pd.DataFrame, front: pd.DataFrame, recommended: pd.DataF
         title: above it.
     """
     best = front[front["cost"] == "avg_bitwidth"]
-    predicted = recommended[["predicted", "low", "high"]].clip(0, 1)
+    predicted = recommended[["predicted", "low", "high"]]
     x = cost_axis(rows["avg_bitwidth"].to_numpy(), "avg_bitwidth")
     y = accuracy_axis(np.concatenate([rows["accuracy"].to_numpy(), *predicted.to_numpy(dtype=float).T]))
     titles = tuple(
@@ -234,13 +234,11 @@ def prediction_picture(predictions: pd.DataFrame) -> Picture | None:
         order = drawn.sort_values(["measured", "predicted"], kind="stable")
         drawn = order.iloc[np.linspace(0, len(order) - 1, MOST_DOTS).round().astype(int)]
     measured, predicted = (drawn[name].to_numpy(dtype=float) for name in ("measured", "predicted"))
-    x, y = accuracy_axis(measured), accuracy_axis(predicted.clip(0, 1))
-    x = Axis(low=x.low, high=x.high, ticks=x.ticks, label="Measured accuracy")
-    y = Axis(low=y.low, high=y.high, ticks=y.ticks, label="Predicted accuracy")
-    ends = np.array([max(x.low, y.low), min(x.high, y.high)])
-    marks = (
-        [Mark(kind="line", look="range", words="Equal", places=_along(x, y, ends, ends))] if ends[0] < ends[1] else []
-    )
+    # One axis for both, so that the line of equality is the diagonal.
+    both = accuracy_axis(np.concatenate([measured, predicted.clip(0, 1)]))
+    x, y = replace(both, label="Measured accuracy"), replace(both, label="Predicted accuracy")
+    ends = (both.low, both.high)
+    marks = [Mark(kind="line", look="range", words="Equal", places=_along(x, y, ends, ends))]
     for fitted, look, words in ((True, "point", "Predicted without itself"), (False, "recommended", "Picked by hand")):
         chosen = drawn["fitted"].to_numpy(dtype=bool) == fitted
         if chosen.any():

@@ -36,6 +36,25 @@ class Tile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeatField:
+    """What one layer loses at one option.
+
+    Attributes:
+        effect: on accuracy.
+        low: lower end of its interval.
+        high: upper end of it.
+        shade: how strongly the field is coloured, from -10 to 10; 0 for not at all.
+        is_base: whether the effect is against this very option.
+    """
+
+    effect: Shown
+    low: Shown
+    high: Shown
+    shade: int
+    is_base: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeatRow:
     """What one layer loses.
 
@@ -47,7 +66,7 @@ class HeatRow:
 
     layer: str
     rank: Shown
-    fields: tuple[Shown, ...]
+    fields: tuple[HeatField, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,15 +381,11 @@ def _heat(tables: Tables, series: str) -> tuple[tuple[HeatRow, ...], tuple[int, 
     for _, places in sorted(at.items()):
         fields = []
         for option in options:
-            shown = show(table, "sensitivity", places[option], "effect", "points")
-            low, high = (show(table, "sensitivity", places[option], end, "points").text for end in ("low", "high"))
-            shade = round(10 * float(shown.value) / largest) if shown.value else 0
-            fields.append(
-                Shown(
-                    text=shown.text, value=shown.value, place=shown.place, form=shown.form, shade=shade,
-                    title=f"95%: {low} to {high} points",
-                )
-            )  # fmt: skip
+            line = places[option]
+            effect, low, high = (show(table, "sensitivity", line, name, "points") for name in ("effect", "low", "high"))
+            shade = round(10 * float(effect.value) / largest) if effect.value else 0
+            is_base = option == int(table["against"].iloc[line])
+            fields.append(HeatField(effect=effect, low=low, high=high, shade=shade, is_base=is_base))
         first = places[options[0]]
         rank = show(table, "sensitivity", first, "rank", "count")
         heat.append(HeatRow(layer=str(table["layer_name"].iloc[first]), rank=rank, fields=tuple(fields)))
