@@ -83,6 +83,7 @@ def test_build(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 results/report/statistics.csv
 results/report/bins.csv
 results/report/answers.csv
+results/report/answers_over_epochs.csv
 results/report/comparison.csv
 results/report/pairs.csv
 results/report/sensitivity.csv
