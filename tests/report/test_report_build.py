@@ -40,7 +40,7 @@ def figures_of(series: str, *numbers: int) -> set[str]:
 
 
 ANSWERS = {
-    "answers", "comparison", "pairs", "sensitivity", "interactions", "front", "predictions", "recommendations",
+    "answers", "answers_over_epochs", "comparison", "pairs", "sensitivity", "interactions", "front", "predictions", "recommendations",
     "provenance",
 }  # fmt: skip
 TABLES = {"index.html", "statistics.csv", "bins.csv", "statistics.json", ".qbw-report.json"} | {
