@@ -24,6 +24,7 @@ from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
 from benchmarks.prepared import prepare
 from benchmarks.store import append_time
+from benchmarks.workers import coordinator_figures, scaling_figures
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
 from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.memory import keep_freed_memory
@@ -53,6 +54,9 @@ def measure_all(
         yield help_times()
         yield append_time()
         yield loading_figures()
+        yield coordinator_figures()
+        if device.type == "cpu":
+            yield scaling_figures(_FEW_ROUNDS)
     for workload in WORKLOADS[:1] if quick else WORKLOADS:
         if only and not any(words in workload.label for words in only):
             continue

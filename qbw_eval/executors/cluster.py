@@ -7,11 +7,13 @@ other was there at the moment; so we look for ourselves who is gone.
 
 import logging
 import os
+import signal
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from distributed import Client, Future, SpecCluster
 
 _CONNECT_S = 5.0
+_GRACE_S = 5.0
+"""What a cluster of our own gets to end; then its workers are killed."""
+
 _LOOK_AGAIN_S = 1.0
 """Workers come and go; they are counted no more often than this."""
 
@@ -215,9 +220,15 @@ class Cluster:
         self._at.clear()
         self._waiting.clear()
         self._futures.clear()
-        self._client.close(timeout=2)
+        with suppress(TimeoutError):
+            self._client.close(timeout=_GRACE_S)
         if self._cluster is not None:
-            self._cluster.close(timeout=5)
+            processes = [nanny.pid for nanny in self._cluster.workers.values()]
+            with suppress(TimeoutError):
+                self._cluster.close(timeout=_GRACE_S)
+            for process in processes:
+                with suppress(ProcessLookupError, TypeError):  # it has ended, or has never begun
+                    os.kill(process, signal.SIGKILL)  # which costs no row
 
 
 def _own_cluster(environments: Sequence[Mapping[str, str]]) -> "SpecCluster":
