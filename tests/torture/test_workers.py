@@ -16,59 +16,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from torture_work import checkpoint_id_of, doubled, plan_of, rows_in, rows_of, uninterrupted
+from torture_work import checkpoint_id_of, doubled, rows_in, uninterrupted
+from torture_workers import PLAN, begin
 
-from qbw_eval.dispatch import Dispatch, Open, Opened, Published, Read, Task, drive
+from qbw_eval.dispatch import Dispatch, drive
 from qbw_eval.executors.cluster import Cluster
 from qbw_eval.executors.processes import Processes
 from qbw_eval.executors.seam import Event, Executor, Work
-from qbw_eval.store import RecordStore
 from qbw_eval.verify import verify
 from schemas.errors import QBWError
 
-PLAN = plan_of(96, chunk_size=8)
 CHECKPOINTS = [checkpoint_id_of(number) for number in range(4)]
 ENVIRONMENT = [{"OMP_NUM_THREADS": "1"}] * 2
-
-
-def begin(folder: Path, seconds: float, _tell: Callable[[Event], object]) -> Work:
-    """Begin a worker that takes so long for a chunk; what it publishes, it notes in a log of its own."""
-    store = RecordStore(folder / "records")
-    log = os.open(folder / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-    def work(task: Task) -> object:
-        if isinstance(task, Read):
-            return task.path
-        done = store.done(task.path, PLAN.plan_id)
-        if isinstance(task, Open):
-            store.add_layers(PLAN.table)
-            return Opened(
-                checkpoint_id=task.path,
-                plan_id=PLAN.plan_id,
-                repeat=0,
-                experiment="torture",
-                epoch=0,
-                samples=PLAN.num_samples,
-                val_acc=None,
-                engine="made up",
-                why="torture",
-                chunks=tuple((len(c), sum(one.index not in done for one in c)) for c in PLAN.chunks(set())),
-            )
-        first = task.chunk * PLAN.chunk_size
-        accuracies: list[float] = []
-        with store.claimed(task.path, PLAN.plan_id, first, PLAN.chunk_size) as mine:
-            if not mine and not task.regardless:
-                return Published(left=PLAN.chunk_size)
-            time.sleep(seconds)
-            chunk = PLAN.configurations[first : first + PLAN.chunk_size]
-            for piece in PLAN.pieces([one for one in chunk if one.index not in store.done(task.path, PLAN.plan_id)]):
-                rows = rows_of(PLAN, task.path, piece)
-                new = store.append(task.path, PLAN.plan_id, rows)
-                os.write(log, "".join(f"{one}\n" for one in rows["record_id"].to_pylist()).encode())
-                accuracies += rows["accuracy"].to_pylist()[-new:] if new else []
-        return Published(accuracies=tuple(accuracies))
-
-    return work
 
 
 def hear(_worker: str, _event: Event) -> None: ...
