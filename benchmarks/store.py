@@ -1,9 +1,12 @@
 """What it costs to make rows durable."""
 
+import random
 import tempfile
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+
+import pyarrow as pa
 
 from benchmarks.figures import Figure
 from benchmarks.timing import seconds
@@ -16,8 +19,8 @@ from qbw_eval.store import RecordStore
 _PARTS = 56
 
 
-def append_time() -> list[Figure]:
-    """How long it takes to commit a part of 16 rows durably (encode, read back, fsync, link, fsync)."""
+def example_rows(count: int, samples: int) -> tuple[Plan, pa.Table]:
+    """Return `count` rows of a network of 20 layers, and their plan; without masks where there are no samples."""
     layer = Layer(
         layer_name="layer",
         kind="conv2d",
@@ -35,9 +38,9 @@ def append_time() -> list[Figure]:
         network={},
         table=LayerTable((layer,) * 20),
         data_id="0" * 32,
-        num_samples=1000,
+        num_samples=samples or 1000,
         numerics="benchmark",
-        count=16,
+        count=count,
     )
     provenance = Provenance(
         experiment="benchmark",
@@ -51,15 +54,31 @@ def append_time() -> list[Figure]:
         qbw_version="0",
         torch_version="0",
     )
-    result = Measurement(correct=900, num_samples=1000, loss=0.3, correct_mask=bytes(125), agreement=0.95)
+    draw = random.Random(0)
+    results = [
+        Measurement(
+            correct=(samples or 1000) * 9 // 10,
+            num_samples=samples or 1000,
+            loss=draw.random(),
+            correct_mask=draw.randbytes(samples // 8) if samples else None,
+            agreement=draw.random(),
+        )
+        for _ in range(count)
+    ]
     rows = record_table(
         plan,
         provenance,
         plan.configurations,
-        [result] * 16,
+        results,
         duration_s=1.0,
         evaluated_at=datetime.now(UTC),
     )
+    return plan, rows
+
+
+def append_time() -> list[Figure]:
+    """How long it takes to commit a part of 16 rows durably (encode, read back, fsync, link, fsync)."""
+    plan, rows = example_rows(16, 1000)
     with tempfile.TemporaryDirectory() as folder:
         store = RecordStore(Path(folder) / "records")
         # A checkpoint of its own for every part: the first 12 digits of its id are in the part's name.

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -170,6 +171,8 @@ class Cluster:
                 self._hear(*mail)
             elif mail is not None and mail.key in self._at:
                 yield self._finished(mail)
+            if self._client.status == "closed":
+                raise self._gone()
             yield from self._left_behind()
 
     def _left_behind(self) -> Iterator[Finished]:
@@ -192,18 +195,19 @@ class Cluster:
 
         task, worker = self._at.pop(future.key)
         del self._futures[future.key]
-        if future.status == "finished":
-            who, kind, content = future.result()
-            if kind == "refused":
-                raise content
-            return Finished(task=task, worker=who, **{kind: content})
-        error = future.exception() if future.status == "error" else None
-        if isinstance(error, KilledWorker):
+        try:
+            who, kind, content = future.result(timeout=_CONNECT_S)
+        except KilledWorker as error:
             self._looked = -_LOOK_AGAIN_S
             return Finished(task=task, worker=worker, deaths=error.allowed_failures + 1, how="it has died")
-        if error is not None:
-            return Finished(task=task, worker=worker, error=error)
-        raise QBWError(
+        except (CancelledError, OSError, TimeoutError):
+            raise self._gone() from None
+        if kind == "refused":
+            raise content
+        return Finished(task=task, worker=who, **{kind: content})
+
+    def _gone(self) -> QBWError:
+        return QBWError(
             f"{self._address}: the scheduler is gone, and with it what it was to have done; finished rows are kept: "
             "start it again, and run the same command again"
         )
