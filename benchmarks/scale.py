@@ -43,6 +43,7 @@ def main(counts: list[int]) -> None:
         for count in counts:
             many, one = (Path(folder) / f"{count}-{kind}" / "records" for kind in ("parts", "compact"))
             store = RecordStore(many)
+            store.add_layers(plan.table)
             for number in range(count):
                 store.append(f"{number:012x}", plan.plan_id, _of_another_checkpoint(table, number))
             read = _seconds(partial(pd.read_parquet, many))

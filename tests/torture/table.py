@@ -36,6 +36,8 @@ EXPECTED = (
     "hostile checkpoints",
     "control: hostile checkpoints, read by pickle",
     "mutated checkpoints",
+    "killed workers",
+    "killed schedulers",
     "watch beside a training, in place",
     "watch beside a training, renaming",
 )
