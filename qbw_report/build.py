@@ -18,6 +18,7 @@ from qbw_report.frame import checked_part_paths, read_records
 from qbw_report.frontier import front, predictions
 from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.insight.curve import TOLERANCE
+from qbw_report.insight.over_epochs import answers_over_epochs
 from qbw_report.insight.trend import find_trend, trend_in_words
 from qbw_report.intervals import with_intervals
 from qbw_report.layers import Layers, read_layers
@@ -55,6 +56,7 @@ class Analysis:
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
+        over_epochs: a line per series and epoch: `qbw_report.insight.over_epochs.answers_over_epochs`.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
         recommendations: what to ship at a few budgets: `qbw_report.levels.recommendations`.
@@ -69,6 +71,7 @@ class Analysis:
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
+    over_epochs: pd.DataFrame
     findings: pd.DataFrame
     comparison: pd.DataFrame
     recommendations: pd.DataFrame
@@ -103,6 +106,7 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
+        over_epochs=answers_over_epochs(rows, tolerance),
         findings=findings,
         comparison=overview(answers, findings, epochs, rows),
         recommendations=_stacked(
@@ -209,6 +213,7 @@ def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "statistics": analysis.epochs,
         "bins": analysis.bins,
         "answers": analysis.findings,
+        "answers_over_epochs": analysis.over_epochs,
         "comparison": analysis.comparison,
         "pairs": all_pairs(analysis.rows),
         "sensitivity": _stacked([found[name].table for name in series]),

@@ -128,38 +128,42 @@ def _configs_missing(correlation: Correlation, configs: int) -> int:
 def trend_findings(rows: pd.DataFrame) -> list[Finding]:
     """Return both correlations of accuracy with each cost, of the drawn rows of one epoch."""
     drawn, source = typical_rows(rows)
+    return [finding for cost in COSTS for finding in correlation_findings(drawn, source, cost)]
+
+
+def correlation_findings(drawn: pd.DataFrame, source: str, cost: str) -> list[Finding]:
+    """Return Pearson's and Spearman's correlation of accuracy with a cost, of drawn rows that come from `source`."""
     accuracy = drawn["accuracy"].to_numpy(dtype=float)
+    x, strata = drawn[cost].to_numpy(dtype=float), strata_of(drawn, cost)
     findings = []
-    for cost in COSTS:
-        x, strata = drawn[cost].to_numpy(dtype=float), strata_of(drawn, cost)
-        for question, find, method in (
-            ("pearson", pearson_interval, _PEARSON),
-            ("spearman", spearman_interval, _SPEARMAN),
-        ):
-            found = find(x, accuracy, strata)
-            if len(drawn) < LEAST_CONFIGS:
-                why = f"{configurations(len(drawn))} measured, at least {LEAST_CONFIGS} needed"
-                more = LEAST_CONFIGS - len(drawn)
-                findings.append(
-                    cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
-                )
-                continue
-            why, more = ("every configuration costs the same", 0) if np.ptp(x) == 0 else _unsure(found, len(drawn))
+    for question, find, method in (
+        ("pearson", pearson_interval, _PEARSON),
+        ("spearman", spearman_interval, _SPEARMAN),
+    ):
+        found = find(x, accuracy, strata)
+        if len(drawn) < LEAST_CONFIGS:
+            why = f"{configurations(len(drawn))} measured, at least {LEAST_CONFIGS} needed"
+            more = LEAST_CONFIGS - len(drawn)
             findings.append(
-                Finding(
-                    question=question,
-                    cost=cost,
-                    value=found.value,
-                    low=found.low,
-                    high=found.high,
-                    verdict="cannot tell" if why else read_correlation(found.value),
-                    unknown=why,
-                    more=more,
-                    configs=len(drawn),
-                    method=method + ("" if strata is None else ", rows spread evenly"),
-                    source=source,
-                )
+                cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
             )
+            continue
+        why, more = ("every configuration costs the same", 0) if np.ptp(x) == 0 else _unsure(found, len(drawn))
+        findings.append(
+            Finding(
+                question=question,
+                cost=cost,
+                value=found.value,
+                low=found.low,
+                high=found.high,
+                verdict="cannot tell" if why else read_correlation(found.value),
+                unknown=why,
+                more=more,
+                configs=len(drawn),
+                method=method + ("" if strata is None else ", rows spread evenly"),
+                source=source,
+            )
+        )
     return findings
 
 

@@ -37,7 +37,6 @@ def page_bytes(
             known,
             f"series-{number}",
             sensitivity[each.series].unknown,
-            (),
         )
         for number, each in enumerate(answers, start=1)
     )

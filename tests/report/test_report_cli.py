@@ -81,7 +81,7 @@ def test_build(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_records(Path("results/records"), RECORDS)
     paths = """\
 results/report/index.html   the page: open it in a browser
-results/report/*.csv        11 tables, statistics.json too
+results/report/*.csv        12 tables, statistics.json too
 results/report/figures      5 figures, PNG and SVG
 results/report/tensorboard  event files; serve them: make tensorboard
 """

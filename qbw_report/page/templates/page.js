@@ -106,6 +106,13 @@
       rods("range", several.map((bin) => [bin[0], bin[5], bin[6]]));
       rods("mean", several.map((bin) => [bin[0], bin[1] - bin[4], bin[1] + bin[4]]));
       make("polyline", { class: "line mean", points: bins.map((bin) => at(bin[0], bin[1])).join(" ") }, stretched());
+      const [bits, accuracy] = this.epoch.enough;
+      if (bits === null) return;
+      const rule = make("g", { class: "rule enough" }, group);
+      const [x, y] = [`${100 * this.across(bits)}%`, `${100 * this.down(accuracy)}%`];
+      make("line", { x1: x, x2: x, y1: y, y2: "100%" }, rule);
+      make("circle", { cx: x, cy: y, r: 8 }, rule);
+      make("text", { x, y: "100%", dx: 6, dy: -7 }, rule).textContent = "Enough";
     }
 
     paint() {
