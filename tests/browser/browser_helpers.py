@@ -1,7 +1,6 @@
 """Chromium as these tests use it: everything that a page says or asks for is noted, and axe-core looks at it."""
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,15 +88,10 @@ def looking(browser: "Browser", address: str, *, own: str | None = None, **setti
     context.on("requestfailed", lambda request: looked.asked.append(f"{request.url} failed: {request.failure}"))
     context.on("console", lambda message: looked.said.append(f"{message.type}: {message.text}"))
     context.on("weberror", lambda thrown: looked.said.append(f"error: uncaught {thrown.error}"))
+    context.on("dialog", lambda dialog: (looked.said.append(f"{dialog.type}: {dialog.message}"), dialog.dismiss()))
     context.on("page", lambda page: looked.asked.append(f"a window for {page.url}"))
     try:
         looked.page.goto(address)
         yield looked
     finally:
         context.close()
-
-
-def number_in(text: str) -> float:
-    """Return the only number of a text."""
-    (number,) = re.findall(r"-?\d+(?:\.\d+)?", text)
-    return float(number)
