@@ -30,6 +30,9 @@ FLAGS = (
 GRAVE = ("serious", "critical")
 """The impacts of an accessibility violation that no page of ours may have."""
 
+AXE = "axe.run(document, {preload: false, resultTypes: ['violations']})"
+"""Every rule; it fetches nothing, and details of what is right are left out."""
+
 
 def find_chromium() -> str | None:
     """Return the path of $CHROMIUM or of the system's Chromium; None where there is none."""
@@ -59,7 +62,7 @@ class Looked:
     def grave_violations(self) -> list[str]:
         """Return what axe-core finds that is serious or critical: rule, impact, and the elements."""
         self.page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
-        found: list[dict[str, Any]] = self.page.evaluate("axe.run(document, {preload: false})")["violations"]
+        found: list[dict[str, Any]] = self.page.evaluate(AXE)["violations"]
         return [
             f"{violation['id']} ({violation['impact']}): {node['html']} {node['failureSummary']}"
             for violation in found
