@@ -21,7 +21,7 @@ from schemas.records import RECORD_COLUMNS
 
 Kind = Literal["line", "band", "rods", "dots", "rule"]
 
-MOST_DOTS = 1500
+MOST_DOTS = 800
 """A picture that is drawn as shapes holds no more of them; the cloud of accuracy against cost is a canvas."""
 
 _COLUMNS = by_name(RECORD_COLUMNS)

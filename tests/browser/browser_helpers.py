@@ -54,10 +54,14 @@ class Looked:
     said: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep a file beside the screenshots."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        (SCREENSHOTS / name).write_bytes(content)
+
     def shoot(self, name: str, *, full: bool = True) -> None:
         """Keep what the page looks like as `name`.png in SCREENSHOTS; `full` is all of it, not the window only."""
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full, animations="disabled")
+        self.keep(f"{name}.png", self.page.screenshot(full_page=full, animations="disabled"))
 
     def grave_violations(self) -> list[str]:
         """Return what axe-core finds that is serious or critical: rule, impact, and the elements."""
