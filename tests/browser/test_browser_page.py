@@ -16,6 +16,10 @@ from schemas.parts import encode_part
 
 DESK = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
+A4 = {"viewport": {"width": 718, "height": 1047}}
+"""A sheet less margins of a centimetre, at 96 pixels an inch."""
+
+MARGIN = dict.fromkeys(("top", "right", "bottom", "left"), "1cm")
 LOOKS = {
     "light": DESK,
     "dark": DESK | {"color_scheme": "dark"},
@@ -308,8 +312,16 @@ def test_paper_shows_everything_in_dark_on_white_whatever_the_screen(browser, pa
 
 
 def test_it_prints(browser, page: Path) -> None:
-    with looking(browser, page.as_uri(), **DESK) as looked:
-        sheets = looked.page.pdf(format="A4")
+    with looking(browser, page.as_uri(), **A4) as looked:
+        screen = looked.page.locator("canvas").first.element_handle()
+        looked.page.emulate_media(media="print")
+        looked.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert looked.page.evaluate("document.documentElement.scrollWidth") <= A4["viewport"]["width"]
+        # Chromium prints a canvas that was painted over as if it were opaque: the lines behind it would be gone.
+        assert not screen.evaluate("canvas => canvas.isConnected")
+        looked.page.emulate_media(media="null")
+        looked.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = false; })")
+        sheets = looked.page.pdf(format="A4", margin=MARGIN)
         assert looked.page.locator("details:not([open])").count() == 0, "what is folded up is printed"
         looked.keep("page.pdf", sheets)
         assert sheets.startswith(b"%PDF-")

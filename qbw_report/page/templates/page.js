@@ -121,7 +121,11 @@
     }
 
     paint() {
-      const { canvas, area } = this;
+      const { area } = this;
+      // A fresh one: where one is painted again for paper, Chromium hides behind it what it should let through.
+      const canvas = this.canvas.cloneNode();
+      this.canvas.replaceWith(canvas);
+      this.canvas = canvas;
       const [width, height, scale] = [area.clientWidth, area.clientHeight, window.devicePixelRatio || 1];
       canvas.width = Math.round(width * scale);
       canvas.height = Math.round(height * scale);
