@@ -105,7 +105,10 @@ def cloud(
     costs = [cost for cost in COSTS if rows[cost].notna().any()]
     return {
         "series": str(rows["series"].iloc[0]),
-        "costs": {cost: axis_json(cost_axis(configs[cost].to_numpy(dtype=float), cost)) for cost in costs},
+        "costs": {
+            cost: axis_json(cost_axis(configs[cost].to_numpy(dtype=float), cost)) | {"unit": _COLUMNS[cost].unit}
+            for cost in costs
+        },
         "accuracy": axis_json(accuracy_axis(rows["accuracy"].to_numpy())),
         "layers": list(layer_names),
         "configs": {

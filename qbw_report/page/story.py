@@ -50,7 +50,7 @@ def page_bytes(
                 comparison,
                 "comparison",
                 range(len(comparison)),
-                "All experiments",
+                "Each as its last epoch says; a click on a heading sorts",
                 headings(
                     ("series", "Experiment", "text"),
                     ("epoch", "Epoch", "epoch"),
