@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
-from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
+from qbw_report.dashboards import settings_of
+from qbw_report.events import IMAGE_TAG, dashboards_file, event_file, event_file_name, our_event_files, wall_times
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import read_records
 from qbw_report.frontier import front, predictions
@@ -138,30 +139,20 @@ def build(
 def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
     """Yield every file of the report: path relative to the report folder, and content."""
     folders = folder_names(analysis.epochs["series"])
+    settings: dict[str, dict[str, Setting]] = {}
+    latest: dict[int, float] = {}
     for series, folder in folders.items():
         say(f"drawing {series}")
         rows = analysis.rows[analysis.rows["series"] == series]
-        statistics = analysis.epochs[analysis.epochs["series"] == series]
-        images: dict[int, bytes] = {}
-        for epoch, figure in bitwidth_figures(rows, every):
+        images: dict[str, dict[int, bytes]] = {}
+        for tag, epoch, stem, figure in figures_of(analysis, series, every):
             caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/bitwidth_vs_accuracy_epoch_{epoch + 1:03d}"
-            images[epoch] = png_bytes(figure)
-            yield f"{stem}.png", images[epoch]
-            yield f"{stem}.svg", svg_bytes(figure)
-        for metric, figure in metric_figures(statistics):
-            caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/{metric}_over_epochs"
-            yield f"{stem}.png", png_bytes(figure)
-            yield f"{stem}.svg", svg_bytes(figure)
-        effects = analysis.sensitivity[series].table
-        if _has_effects(effects):
-            figure = plot_sensitivity(effects, f"{series}: where bits matter, epoch {effects['epoch'].iloc[0] + 1}")
-            caution_left_out(figure, analysis.left_out)
-            yield f"{FIGURES}/{folder}/sensitivity.png", png_bytes(figure)
-            yield f"{FIGURES}/{folder}/sensitivity.svg", svg_bytes(figure)
+            png = images.setdefault(tag, {})[epoch] = png_bytes(figure)
+            yield f"{FIGURES}/{folder}/{stem}.png", png
+            yield f"{FIGURES}/{folder}/{stem}.svg", svg_bytes(figure)
         times = wall_times(rows)
-        events = event_file(statistics, images, times)
+        settings[series] = settings_of(rows)
+        events = event_file(_numbers(analysis, series), images, times, settings[series])
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     yield "statistics.csv", csv_bytes(analysis.epochs)
     yield "bins.csv", csv_bytes(analysis.bins)
