@@ -13,16 +13,29 @@ from matplotlib.figure import Figure
 from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
 from qbw_report.dashboards import settings_of
-from qbw_report.events import IMAGE_TAG, dashboards_file, event_file, event_file_name, our_event_files, wall_times
+from qbw_report.events import (
+    IMAGE_TAG,
+    OVER_EPOCHS_TAG,
+    SENSITIVITY_TAG,
+    dashboards_file,
+    event_file,
+    event_file_name,
+    our_event_files,
+    wall_times,
+)
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
-from qbw_report.frame import read_records
+from qbw_report.frame import checked_part_paths, read_records
 from qbw_report.frontier import front, predictions
 from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.insight.curve import TOLERANCE
 from qbw_report.insight.over_epochs import answers_over_epochs
 from qbw_report.insight.trend import find_trend, trend_in_words
+from qbw_report.intervals import with_intervals
 from qbw_report.layers import Layers, read_layers
+from qbw_report.levels import recommendations
 from qbw_report.overview import findings_table, overview
+from qbw_report.page.provenance import provenance
+from qbw_report.page.story import page_bytes
 from qbw_report.publish import publish
 from qbw_report.selection import strata_of, typical_rows
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
@@ -35,6 +48,9 @@ from schemas.errors import QBWError, UsageError
 FIGURES = "figures"
 """Folder of the figures in the report folder, with a folder per series."""
 
+PAGE = "index.html"
+"""The page, in the report folder."""
+
 TENSORBOARD = "tensorboard"
 """Folder of the event files in the report folder: what `tensorboard --logdir` is given."""
 
@@ -46,14 +62,16 @@ class Analysis:
     Attributes:
         rows: the records, with `series` and `bitwidth_bin`.
         epochs: `qbw_report.statistics.per_epoch` of them.
-        bins: `qbw_report.statistics.per_bin` of them.
+        bins: `qbw_report.statistics.per_bin` of them, with intervals.
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
         over_epochs: a line per series and epoch: `qbw_report.insight.over_epochs.answers_over_epochs`.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
+        recommendations: what to ship at a few budgets: `qbw_report.levels.recommendations`.
         notes: sentences about what is odd in the records.
+        parts: how many Parquet files the rows come from.
         left_out: how many damaged parts nothing here is made from.
     """
 
@@ -66,7 +84,9 @@ class Analysis:
     over_epochs: pd.DataFrame
     findings: pd.DataFrame
     comparison: pd.DataFrame
+    recommendations: pd.DataFrame
     notes: list[str]
+    parts: int
     left_out: int
 
 
@@ -92,14 +112,18 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
     return Analysis(
         rows=rows,
         epochs=epochs,
-        bins=per_bin(rows),
+        bins=with_intervals(per_bin(rows)),
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
         over_epochs=answers_over_epochs(rows, tolerance),
         findings=findings,
         comparison=overview(answers, findings, epochs, rows),
+        recommendations=_stacked(
+            [recommendations(group, layers[series], sensitivity[series]) for series, group in groups.items()]
+        ),
         notes=[*left_out, *notes_on(rows), *bad_tables],
+        parts=len(checked_part_paths(records)),
         left_out=len(left_out),
     )
 
@@ -139,8 +163,7 @@ def build(
 def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
     """Yield every file of the report: path relative to the report folder, and content."""
     folders = folder_names(analysis.epochs["series"])
-    settings: dict[str, dict[str, Setting]] = {}
-    latest: dict[int, float] = {}
+    settings, times = [], {}
     for series, folder in folders.items():
         say(f"drawing {series}")
         rows = analysis.rows[analysis.rows["series"] == series]
@@ -150,15 +173,27 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
             png = images.setdefault(tag, {})[epoch] = png_bytes(figure)
             yield f"{FIGURES}/{folder}/{stem}.png", png
             yield f"{FIGURES}/{folder}/{stem}.svg", svg_bytes(figure)
-        times = wall_times(rows)
-        settings[series] = settings_of(rows)
-        events = event_file(_numbers(analysis, series), images, times, settings[series])
-        yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
-    yield "statistics.csv", csv_bytes(analysis.epochs)
-    yield "bins.csv", csv_bytes(analysis.bins)
-    for name, table in answer_tables(analysis).items():
+        settings.append(settings_of(rows))
+        times[series] = wall_times(rows)
+        events = event_file(_numbers(analysis, series), images, times[series], settings[-1])
+        yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times[series])}", events
+    start = min(min(each.values()) for each in times.values())
+    events = dashboards_file(settings, start)
+    yield f"{TENSORBOARD}/{event_file_name(events, {0: start})}", events
+    tables = all_tables(analysis)
+    for name, table in tables.items():
         yield f"{name}.csv", csv_bytes(table)
     yield "statistics.json", json_text(analysis).encode()
+    say("writing the page")
+    page = page_bytes(analysis.rows, analysis.answers, analysis.sensitivity, tables, analysis.notes, analysis.parts)
+    yield PAGE, page
+
+
+def _numbers(analysis: Analysis, series: str) -> pd.DataFrame:
+    """Return a line per epoch of a series: its statistics, and what they answer."""
+    keys = ["series", "epoch", "configs"]
+    numbers = analysis.epochs.merge(analysis.over_epochs, on=keys, validate="one_to_one")
+    return numbers[numbers["series"] == series]
 
 
 def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Layers | None], list[str]]:
@@ -179,11 +214,13 @@ def _has_effects(table: pd.DataFrame) -> bool:
     return bool(((table["metric"] == "accuracy") & (table["option"] < table["against"])).any())
 
 
-def answer_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """Return every table of answers by its name; one that has no line has its columns."""
+def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Return every table of the report by its name; one that has no line has its columns."""
     series = {str(name): rows for name, rows in analysis.rows.groupby("series")}
     found = analysis.sensitivity
     return {
+        "statistics": analysis.epochs,
+        "bins": analysis.bins,
         "answers": analysis.findings,
         "answers_over_epochs": analysis.over_epochs,
         "comparison": analysis.comparison,
@@ -192,6 +229,8 @@ def answer_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "interactions": _stacked([found[name].interactions for name in series]),
         "front": _stacked([front(rows) for rows in series.values()]),
         "predictions": _stacked([predictions(rows, found[name].model) for name, rows in series.items()]),
+        "recommendations": analysis.recommendations,
+        "provenance": provenance(analysis.rows),
     }
 
 
@@ -199,6 +238,25 @@ def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return tables of equal columns as one. Empty ones are left out: their columns have no type to agree on."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else tables[0]
+
+
+def figures_of(analysis: Analysis, series: str, every: int) -> Iterator[tuple[str, int, str, Figure]]:
+    """Yield every figure of a series: its tag in TensorBoard, its epoch (0-based), its file's name, and itself."""
+    rows = analysis.rows[analysis.rows["series"] == series]
+    last = int(rows["epoch"].max())
+    for epoch, figure in bitwidth_figures(rows, every):
+        yield IMAGE_TAG, epoch, f"bitwidth_vs_accuracy_epoch_{epoch + 1:03d}", figure
+    for metric, figure in metric_figures(analysis.epochs[analysis.epochs["series"] == series]):
+        yield OVER_EPOCHS_TAG.format(metric), last, f"{metric}_over_epochs", figure
+    effects = analysis.sensitivity[series].table
+    if _has_effects(effects):
+        epoch = int(effects["epoch"].iloc[0])
+        yield (
+            SENSITIVITY_TAG,
+            epoch,
+            "sensitivity",
+            plot_sensitivity(effects, f"{series}: where bits matter, epoch {epoch + 1}"),
+        )
 
 
 def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figure]]:

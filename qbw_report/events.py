@@ -22,6 +22,12 @@ from qbw_report.dashboards import TAGS, Setting, layout, session, table_of_serie
 IMAGE_TAG = "Bitwidth_Analysis/bitwidth_vs_accuracy"
 """The seed document's."""
 
+OVER_EPOCHS_TAG = "Bitwidth_Analysis/{}_over_epochs"
+"""Of the figures of accuracy, loss and bitwidth over epochs."""
+
+SENSITIVITY_TAG = "Bitwidth_Analysis/sensitivity"
+"""Of the figure of where bits matter."""
+
 _PREFIX, _SUFFIX = "events.out.tfevents.", ".qbw"
 
 
@@ -57,9 +63,7 @@ def event_file(
     for row in numbers.to_dict("records"):
         epoch = int(row["epoch"])
         values = [Summary.Value(tag=tag, simple_value=row[column]) for tag, column in TAGS.items()]
-        values += [
-            Summary.Value(tag=tag, image=_image(pngs[epoch])) for tag, pngs in images.items() if epoch in pngs
-        ]
+        values += [Summary.Value(tag=tag, image=_image(pngs[epoch])) for tag, pngs in images.items() if epoch in pngs]
         events.append(_event(times[epoch], epoch, values))
     return _encode(events)
 

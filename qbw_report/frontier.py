@@ -1,5 +1,7 @@
 """What is best at a cost: the measured front, and predictions of everything that was measured."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -59,6 +61,6 @@ def predictions(rows: pd.DataFrame, model: Additive | None) -> pd.DataFrame:
     return table[PREDICTION_COLUMNS].reset_index(drop=True)
 
 
-def bits_in_words(bitwidths: "np.ndarray | list[int]") -> str:
+def bits_in_words(bitwidths: Iterable[int]) -> str:
     """Return ``2 4 8``."""
     return " ".join(str(int(bits)) for bits in bitwidths)
