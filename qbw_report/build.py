@@ -17,7 +17,6 @@ from qbw_report.events import (
     IMAGE_TAG,
     OVER_EPOCHS_TAG,
     SENSITIVITY_TAG,
-    dashboards_file,
     event_file,
     event_file_name,
     our_event_files,
@@ -163,7 +162,6 @@ def build(
 def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
     """Yield every file of the report: path relative to the report folder, and content."""
     folders = folder_names(analysis.epochs["series"])
-    settings, times = [], {}
     for series, folder in folders.items():
         say(f"drawing {series}")
         rows = analysis.rows[analysis.rows["series"] == series]
@@ -173,13 +171,9 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
             png = images.setdefault(tag, {})[epoch] = png_bytes(figure)
             yield f"{FIGURES}/{folder}/{stem}.png", png
             yield f"{FIGURES}/{folder}/{stem}.svg", svg_bytes(figure)
-        settings.append(settings_of(rows))
-        times[series] = wall_times(rows)
-        events = event_file(_numbers(analysis, series), images, times[series], settings[-1])
-        yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times[series])}", events
-    start = min(min(each.values()) for each in times.values())
-    events = dashboards_file(settings, start)
-    yield f"{TENSORBOARD}/{event_file_name(events, {0: start})}", events
+        times = wall_times(rows)
+        events = event_file(_numbers(analysis, series), images, times, settings_of(rows))
+        yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     tables = all_tables(analysis)
     for name, table in tables.items():
         yield f"{name}.csv", csv_bytes(table)

@@ -1,12 +1,18 @@
 """What TensorBoard's dashboards are told beside the numbers: charts with bands, and a table of the series.
 
 The HParams tab has a line per series (a session of its own, by its name: sessions of equal name would be averaged) with
-what was measured and what came out; the Custom Scalars tab has a chart per question with its band. TensorBoard reads
-both from summaries, which are made here without TensorFlow.
+how it was measured, and the last value of every scalar; the Custom Scalars tab has a chart per question with its band.
+TensorBoard reads both from summaries, which are made here without TensorFlow.
+
+Each run has both, and there is no run beside the series'. Their layouts are equal, so that TensorBoard merges them. An
+experiment summary, which would name the table's columns, is missing on purpose: TensorBoard's data server keeps what it
+first read of one until it is started again (as it does with how a series was measured), but without one it puts the
+columns together anew each time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -17,7 +23,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from qbw_report.selection import sampler_names
+from qbw_report.insight.over_epochs import WITH_INTERVAL
+from qbw_report.selection import sampler_names, typical_rows
 from qbw_report.series import printable
 
 SCALAR_TAGS = {
@@ -43,18 +50,15 @@ FURTHER_TAGS = {
 """More of its columns."""
 
 ANSWER_TAGS = {
-    **{
-        f"Answers/{answer}{end}": f"{answer}{end}"
-        for answer in ("pearson", "spearman", "knee", "lowest_cost", "spread")
-        for end in ("", "_low", "_high")
-    },
+    **{f"Answers/{answer}": answer for answer in WITH_INTERVAL},
+    **{f"Answers_95/{answer}_{end}": f"{answer}_{end}" for answer in WITH_INTERVAL for end in ("low", "high")},
     "Answers/stability": "stability",
     "Answers/best_accuracy": "best_accuracy",
     "Answers/best_bitwidth": "best_bitwidth",
     "Answers/fewest_bits_within_tolerance": "lowest_bitwidth",
     "Answers/accuracy_at_fewest_bits": "lowest_accuracy",
 }
-"""Tag -> column of `qbw_report.insight.over_epochs.answers_over_epochs`."""
+"""Tag -> column of `qbw_report.insight.over_epochs.answers_over_epochs`; intervals in a section of their own."""
 
 TAGS = SCALAR_TAGS | FURTHER_TAGS | ANSWER_TAGS
 """Every scalar: tag -> column."""
@@ -66,7 +70,7 @@ _BANDS = {
         "Average bitwidth": ("Bitwidth/mean_bitwidth", "Bitwidth/min_bitwidth", "Bitwidth/max_bitwidth"),
     },
     "Answers: value, 95% interval": {
-        title: (f"Answers/{answer}", f"Answers/{answer}_low", f"Answers/{answer}_high")
+        title: (f"Answers/{answer}", f"Answers_95/{answer}_low", f"Answers_95/{answer}_high")
         for title, answer in (
             ("Does accuracy follow bitwidth: Pearson's r", "pearson"),
             ("Does accuracy follow bitwidth: Spearman's rho", "spearman"),
@@ -77,22 +81,6 @@ _BANDS = {
     },
 }
 """Category -> chart -> tags of value, lower and upper end."""
-
-METRICS = {
-    "Answers/best_accuracy": "best accuracy",
-    "Answers/best_bitwidth": "its average bitwidth",
-    "Answers/fewest_bits_within_tolerance": "fewest bits within the tolerance",
-    "Answers/accuracy_at_fewest_bits": "their accuracy",
-    "Answers/lowest_cost": "lowest sufficient bitwidth",
-    "Answers/knee": "knee",
-    "Answers/pearson": "Pearson",
-    "Answers/spearman": "Spearman",
-    "Answers/stability": "stability",
-    "Answers/spread": "spread",
-    "Accuracy/val": "mean accuracy",
-    "Loss/val": "mean loss",
-}
-"""What the table of series shows: tag of the scalar, whose last epoch counts -> heading."""
 
 Setting = str | float
 
@@ -109,7 +97,8 @@ def layout() -> Summary.Value:
                         series=[MarginChartContent.Series(value=value, lower=lower, upper=upper)]
                     ),
                 )
-                for title, (value, lower, upper) in charts.items()
+                # TensorBoard shows charts with bands last first.
+                for title, (value, lower, upper) in reversed(charts.items())
             ],
         )
         for category, charts in _BANDS.items()
@@ -128,16 +117,18 @@ def layout() -> Summary.Value:
 def settings_of(rows: pd.DataFrame) -> dict[str, Setting]:
     """Return how one series was measured: what the table of series tells it apart by.
 
+    The samplers are those of the rows that were drawn, which the answers are about.
+
     Args:
         rows: one series; at least one row.
     """
     used = rows["bitwidth_options"].dropna()
-    options = {int(bits) for each in (used if len(used) else rows["bitwidths"]) for bits in each}
+    options = np.unique(np.concatenate(list(used if len(used) else rows["bitwidths"])))
     return {
         "model": _all_of(rows["model_id"].str[:8]),
         "layers": float(len(rows["bitwidths"].iloc[-1])),
-        "options": ", ".join(map(str, sorted(options))),
-        "sampler": _all_of(sampler_names(rows)),
+        "options": ", ".join(map(str, options)),
+        "sampler": _all_of(sampler_names(typical_rows(rows)[0])),
         "engine": _all_of(rows["engine"]),
         "dataset": _all_of(rows["dataset"]),
         "split": _all_of(rows["split"]),
@@ -145,31 +136,17 @@ def settings_of(rows: pd.DataFrame) -> dict[str, Setting]:
     }
 
 
-def session(series: str, settings: Mapping[str, Setting], start: float) -> list[Summary.Value]:
-    """Return what makes one run a line in the table of series; `start` in seconds since 1970."""
-    return _same_bytes(hparams.hparams_pb(dict(settings), trial_id=series, start_time_secs=start))
+def session(series: str, settings: Mapping[str, Setting], start: float) -> Summary.Value:
+    """Return what makes one run a line in the table of series; `start` in seconds since 1970.
 
-
-def table_of_series(settings: Sequence[Mapping[str, Setting]], start: float) -> list[Summary.Value]:
-    """Return the columns of the table of series: the settings with all their values, and the metrics."""
-    columns = [hparams.HParam(name, _domain([each[name] for each in settings])) for name in settings[0]]
-    metrics = [hparams.Metric(tag, display_name=heading) for tag, heading in METRICS.items()]
-    return _same_bytes(hparams.hparams_config_pb(columns, metrics, time_created_secs=start))
-
-
-def _domain(values: Sequence[Setting]) -> hparams.Domain:
-    numbers = [value for value in values if isinstance(value, float)]
-    return hparams.RealInterval(min(numbers), max(numbers)) if numbers else hparams.Discrete(sorted(set(values)))
+    Equal arguments give equal bytes, which a map has only if told so.
+    """
+    (value,) = hparams.hparams_pb(dict(settings), trial_id=series, start_time_secs=start).value
+    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    value.metadata.plugin_data.content = content.SerializeToString(deterministic=True)
+    return value
 
 
 def _all_of(values: pd.Series) -> str:
     """Return the different values, such as ``incremental + reference``."""
     return " + ".join(sorted({printable(str(value)) or "unknown" for value in values.fillna("unknown")}))
-
-
-def _same_bytes(summary: Summary) -> list[Summary.Value]:
-    """Return the values of a summary of the HParams plugin; equal ones have equal bytes, which a map has not."""
-    for value in summary.value:
-        content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        value.metadata.plugin_data.content = content.SerializeToString(deterministic=True)
-    return list(summary.value)

@@ -9,7 +9,7 @@ rebuilt report; one that reads in Python clings to the deleted file and has to b
 import hashlib
 import io
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from qbw_report.dashboards import TAGS, Setting, layout, session, table_of_series
+from qbw_report.dashboards import TAGS, Setting, layout, session
 
 IMAGE_TAG = "Bitwidth_Analysis/bitwidth_vs_accuracy"
 """The seed document's."""
@@ -48,7 +48,8 @@ def event_file(
 
     Scalars are single precision, as in every event file. What does not exist or cannot be told is written as NaN, not
     left out: a running TensorBoard would keep what an earlier report said of that epoch, its table of series would show
-    an earlier epoch, and a chart with a band wants value and both ends at the same steps.
+    an earlier epoch, and a chart with a band wants value and both ends at the same steps. (It does keep the picture of
+    an epoch that was the last one then, and has none now.)
 
     Args:
         numbers: rows of one series, sorted by epoch: the columns of `qbw_report.statistics.per_epoch` and
@@ -59,25 +60,18 @@ def event_file(
     """
     start = min(times.values())
     series = str(numbers["series"].iloc[0])
-    events = [*_beginning(start), _event(start, 0, session(series, settings, start))]
+    events = [
+        Event(wall_time=start, file_version="brain.Event:2"),
+        # A running TensorBoard that reads in Python and had read the previous file forgets what it knew from step 0 on.
+        Event(wall_time=start, step=0, session_log=SessionLog(status=SessionLog.START)),
+        _event(start, 0, [layout(), session(series, settings, start)]),
+    ]
     for row in numbers.to_dict("records"):
         epoch = int(row["epoch"])
         values = [Summary.Value(tag=tag, simple_value=row[column]) for tag, column in TAGS.items()]
         values += [Summary.Value(tag=tag, image=_image(pngs[epoch])) for tag, pngs in images.items() if epoch in pngs]
         events.append(_event(times[epoch], epoch, values))
     return _encode(events)
-
-
-def dashboards_file(settings: Sequence[Mapping[str, Setting]], start: float) -> bytes:
-    """Return the bytes of the event file of no series: layout of the charts with bands, and the table of all series.
-
-    It lies in the log folder itself, so that the table's columns stand in one place whichever series come and go.
-
-    Args:
-        settings: of every series.
-        start: wall time, in seconds since 1970.
-    """
-    return _encode([*_beginning(start), _event(start, 0, [layout(), *table_of_series(settings, start)])])
 
 
 def event_file_name(data: bytes, times: Mapping[int, float]) -> str:
@@ -89,16 +83,8 @@ def event_file_name(data: bytes, times: Mapping[int, float]) -> str:
 
 
 def our_event_files(tensorboard: Path) -> list[Path]:
-    """Return the event files in `tensorboard` and its run folders that bear our suffix, so that only we wrote them."""
-    return sorted(path for where in ("", "*/") for path in tensorboard.glob(f"{where}{_PREFIX}*{_SUFFIX}"))
-
-
-def _beginning(start: float) -> list[Event]:
-    return [
-        Event(wall_time=start, file_version="brain.Event:2"),
-        # A running TensorBoard that reads in Python and had read the previous file forgets what it knew from step 0 on.
-        Event(wall_time=start, step=0, session_log=SessionLog(status=SessionLog.START)),
-    ]
+    """Return the event files in the run folders of `tensorboard` that bear our suffix, so that only we wrote them."""
+    return sorted(tensorboard.glob(f"*/{_PREFIX}*{_SUFFIX}"))
 
 
 def _event(wall_time: float, step: int, values: Iterable[Summary.Value]) -> Event:
