@@ -43,6 +43,7 @@ from qbw_report.series import add_series, folder_names, notes_on
 from qbw_report.statistics import METRICS, SERIES_KEYS, per_bin, per_epoch
 from qbw_report.style import png_bytes, svg_bytes
 from schemas.errors import QBWError, UsageError
+from schemas.parts import ANCHOR_NAME
 
 FIGURES = "figures"
 """Folder of the figures in the report folder, with a folder per series."""
@@ -122,7 +123,7 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
             [recommendations(group, layers[series], sensitivity[series]) for series, group in groups.items()]
         ),
         notes=[*left_out, *notes_on(rows), *bad_tables],
-        parts=len(checked_part_paths(records)),
+        parts=sum(path.name != ANCHOR_NAME for path in checked_part_paths(records)),
         left_out=len(left_out),
     )
 

@@ -19,7 +19,7 @@ from qbw_report.statistics import METRICS
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
 
-Kind = Literal["line", "band", "rods", "dots"]
+Kind = Literal["line", "band", "rods", "dots", "rule"]
 
 MOST_DOTS = 1500
 """A picture that is drawn as shapes holds no more of them; the cloud of accuracy against cost is a canvas."""
@@ -32,7 +32,8 @@ class Mark:
     """Shapes of one meaning.
 
     Attributes:
-        kind: ``line`` through (x, y), ``band`` around (x, y), ``rods`` from (x, y) to (x, z), or ``dots`` at (x, y).
+        kind: ``line`` through (x, y), ``band`` around (x, y), ``rods`` from (x, y) to (x, z), ``dots`` at (x, y), or a
+            ``rule`` from (x, y) down to the axis, its words beside it.
         look: the class that colours them.
         words: of the legend; empty for none.
         places: numbers of each: two, or three for rods.
@@ -67,12 +68,13 @@ class Picture:
     marks: tuple[Mark, ...]
 
 
-def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, title: str) -> Picture:
+def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, answers: pd.Series, title: str) -> Picture:
     """Return accuracy against average bitwidth of one epoch, as it is seen before (or without) any script.
 
     Args:
         rows: one epoch of one series.
         bins: its lines of bins.csv.
+        answers: its line of answers_over_epochs.csv.
         title: above it.
     """
     x, y = cost_axis(rows["avg_bitwidth"].to_numpy(), "avg_bitwidth"), accuracy_axis(rows["accuracy"].to_numpy())
@@ -87,6 +89,7 @@ def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, title: str) -> Picture:
         wide["accuracy_mean"] - wide["accuracy_std"],
         wide["accuracy_mean"] + wide["accuracy_std"],
     )
+    enough = answers["lowest_bitwidth"], answers["lowest_accuracy"]
     return Picture(
         name="cost",
         title=title,
@@ -104,6 +107,7 @@ def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, title: str) -> Picture:
             Mark(kind="rods", look="mean", words="± 1 standard deviation", places=spread),
             *_dots(spread_evenly(rows, MOST_DOTS), "avg_bitwidth", x, y),
             Mark(kind="line", look="mean", words="Mean of bins 0.1 bits wide", places=_along(x, y, centers, mean)),
+            Mark(kind="rule", look="enough", words="Enough", places=_along(x, y, *([value] for value in enough))),
         ),
     )
 

@@ -1,6 +1,5 @@
 """One series -> what the page shows of it: the answer, what it rests on, pictures, tables."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,14 @@ import pandas as pd
 from qbw_report.insight.answers import Answers, sentences
 from qbw_report.insight.finding import points as in_points
 from qbw_report.page.cloud import cloud
-from qbw_report.page.pictures import Picture, cost_picture, front_picture, metric_picture, prediction_picture
+from qbw_report.page.pictures import (
+    Picture,
+    answer_picture,
+    cost_picture,
+    front_picture,
+    metric_picture,
+    prediction_picture,
+)
 from qbw_report.page.shown import Shown, show
 from qbw_report.page.tables import View, headings, lines_of, view
 from qbw_report.selection import last_epoch
@@ -18,6 +24,15 @@ from qbw_report.sensitivity import layer_names
 
 Words = tuple[str | Shown, ...]
 """A sentence with its numbers."""
+
+
+OVER_EPOCHS = {
+    "lowest_bitwidth": ("Fewest bits within the tolerance of the best", "Average bitwidth (bits)"),
+    "lowest_cost": ("Bits from which a typical configuration is good enough", "Average bitwidth (bits)"),
+    "pearson": ("Correlation of accuracy and bitwidth", "Pearson's r"),
+    "spread": ("Spread among configurations of equal bits", "Standard deviation (share)"),
+}
+"""Answers that are drawn over epochs: title and axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +118,7 @@ class Tables:
     """The tables as they are written to CSV files, by the names of these."""
 
     answers: pd.DataFrame
+    answers_over_epochs: pd.DataFrame
     bins: pd.DataFrame
     comparison: pd.DataFrame
     front: pd.DataFrame
@@ -125,9 +141,7 @@ class Tables:
         return lines_of(mask if epoch is None else mask & (table["epoch"] == epoch))
 
 
-def section(
-    rows: pd.DataFrame, answers: Answers, tables: Tables, anchor: str, unknown: str, pictures: Sequence[Picture]
-) -> Section:
+def section(rows: pd.DataFrame, answers: Answers, tables: Tables, anchor: str, unknown: str) -> Section:
     """Return what the page shows of one series.
 
     Args:
@@ -136,7 +150,6 @@ def section(
         tables: of all series.
         anchor: its name in addresses.
         unknown: why nothing is known of where bits matter; empty where it is.
-        pictures: further ones over epochs.
     """
     series, epoch = answers.series, answers.epoch
     last = last_epoch(rows)
@@ -144,7 +157,9 @@ def section(
     sensitivity = tables.of("sensitivity", series)
     names = _names(sensitivity, rows)
     heat, options = _heat(tables, series)
-    metrics = (metric_picture(tables.of("statistics", series), metric) for metric in ("accuracy", "loss"))
+    over_epochs = tables.of("answers_over_epochs", series)
+    pictures = [metric_picture(tables.of("statistics", series), metric) for metric in ("accuracy", "loss")]
+    pictures += [answer_picture(over_epochs, column, *words) for column, words in OVER_EPOCHS.items()]
     title = f"Accuracy and cost, epoch {epoch + 1}"
     return Section(
         anchor=anchor,
@@ -154,8 +169,8 @@ def section(
         tiles=_tiles(answers, tables),
         cautions=answers.cautions,
         told=tuple(sentence for sentence in sentences(answers) if sentence not in answers.cautions),
-        cost=cost_picture(last, bins[bins["epoch"] == epoch], title),
-        cloud=cloud(rows, bins, names),
+        cost=cost_picture(last, bins[bins["epoch"] == epoch], over_epochs.iloc[-1], title),
+        cloud=cloud(rows, bins, over_epochs, names),
         bins=view(
             tables.bins,
             "bins",
@@ -214,7 +229,7 @@ def section(
             ),
         ),
         prediction=prediction_picture(tables.of("predictions", series)),
-        over_epochs=(*(picture for picture in metrics if picture is not None), *pictures),
+        over_epochs=tuple(picture for picture in pictures if picture is not None),
         answers=view(
             tables.answers,
             "answers",

@@ -37,7 +37,6 @@ def page_bytes(
             known,
             f"series-{number}",
             sensitivity[each.series].unknown,
-            (),
         )
         for number, each in enumerate(answers, start=1)
     )
@@ -51,7 +50,7 @@ def page_bytes(
                 comparison,
                 "comparison",
                 range(len(comparison)),
-                "All experiments",
+                "Each as its last epoch says; a click on a heading sorts",
                 headings(
                     ("series", "Experiment", "text"),
                     ("epoch", "Epoch", "epoch"),

@@ -60,7 +60,7 @@
         .map(([config, accuracy]) => ({ config, accuracy, cost: data.configs[this.cost.value][config] }))
         .filter((point) => point.cost !== null && point.accuracy !== null)
         .sort((a, b) => a.cost - b.cost || a.accuracy - b.accuracy);
-      this.find(".epoch-number").textContent = epoch.epoch + 1;
+      this.find(".epoch-number").textContent = `${epoch.epoch + 1} of ${data.epochs.at(-1).epoch + 1}`;
       this.slider.setAttribute("aria-valuetext", `epoch ${epoch.epoch + 1}`);
       this.find(".x-label").textContent = this.x.label;
       const some = this.points.length < epoch.configs ? ` (${this.points.length} of ${epoch.configs} configurations)` : "";
@@ -106,6 +106,13 @@
       rods("range", several.map((bin) => [bin[0], bin[5], bin[6]]));
       rods("mean", several.map((bin) => [bin[0], bin[1] - bin[4], bin[1] + bin[4]]));
       make("polyline", { class: "line mean", points: bins.map((bin) => at(bin[0], bin[1])).join(" ") }, stretched());
+      const [bits, accuracy] = this.epoch.enough;
+      if (bits === null) return;
+      const rule = make("g", { class: "rule enough" }, group);
+      const [x, y] = [`${100 * this.across(bits)}%`, `${100 * this.down(accuracy)}%`];
+      make("line", { x1: x, x2: x, y1: y, y2: "100%" }, rule);
+      make("circle", { cx: x, cy: y, r: 8 }, rule);
+      make("text", { x, y: "100%", dx: 6, dy: -7 }, rule).textContent = "Enough";
     }
 
     paint() {
@@ -168,12 +175,11 @@
       }
       const point = this.points[index];
       const { id, bits } = this.data.configs;
-      const cost = this.cost.value === "avg_bitwidth" || this.cost.value === "weighted_avg_bitwidth"
-        ? point.cost.toFixed(2) : point.cost.toLocaleString("en");
+      const number = Number.isInteger(point.cost) && this.x.unit !== "bits" ? point.cost.toLocaleString("en") : point.cost.toFixed(2);
+      const cost = `${number} ${this.x.unit || this.x.label.replace(/ \(.*/, "").toLowerCase()}`;
       const head = `Configuration ${id[point.config]}: ${(100 * point.accuracy).toFixed(2)}% at ${cost}`;
       this.tip.replaceChildren();
       html("p", "", this.tip).append(html("b", head, this.tip));
-      html("p", `${this.x.label.replace(/ \(.*/, "")} ${cost}`, this.tip, "aside");
       const list = html("ul", "", this.tip);
       bits[point.config].split(" ").forEach((each, layer) => {
         html("li", `${this.data.layers[layer] ?? `layer ${layer}`}: ${each}`, list);
