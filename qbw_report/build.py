@@ -12,7 +12,16 @@ from matplotlib.figure import Figure
 
 from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
-from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
+from qbw_report.dashboards import settings_of
+from qbw_report.events import (
+    IMAGE_TAG,
+    OVER_EPOCHS_TAG,
+    SENSITIVITY_TAG,
+    event_file,
+    event_file_name,
+    our_event_files,
+    wall_times,
+)
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import checked_part_paths, read_records
 from qbw_report.frontier import front, predictions
@@ -157,27 +166,14 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
     for series, folder in folders.items():
         say(f"drawing {series}")
         rows = analysis.rows[analysis.rows["series"] == series]
-        statistics = analysis.epochs[analysis.epochs["series"] == series]
-        images: dict[int, bytes] = {}
-        for epoch, figure in bitwidth_figures(rows, every):
+        images: dict[str, dict[int, bytes]] = {}
+        for tag, epoch, stem, figure in figures_of(analysis, series, every):
             caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/bitwidth_vs_accuracy_epoch_{epoch + 1:03d}"
-            images[epoch] = png_bytes(figure)
-            yield f"{stem}.png", images[epoch]
-            yield f"{stem}.svg", svg_bytes(figure)
-        for metric, figure in metric_figures(statistics):
-            caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/{metric}_over_epochs"
-            yield f"{stem}.png", png_bytes(figure)
-            yield f"{stem}.svg", svg_bytes(figure)
-        effects = analysis.sensitivity[series].table
-        if _has_effects(effects):
-            figure = plot_sensitivity(effects, f"{series}: where bits matter, epoch {effects['epoch'].iloc[0] + 1}")
-            caution_left_out(figure, analysis.left_out)
-            yield f"{FIGURES}/{folder}/sensitivity.png", png_bytes(figure)
-            yield f"{FIGURES}/{folder}/sensitivity.svg", svg_bytes(figure)
+            png = images.setdefault(tag, {})[epoch] = png_bytes(figure)
+            yield f"{FIGURES}/{folder}/{stem}.png", png
+            yield f"{FIGURES}/{folder}/{stem}.svg", svg_bytes(figure)
         times = wall_times(rows)
-        events = event_file(statistics, images, times)
+        events = event_file(_numbers(analysis, series), images, times, settings_of(rows))
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     tables = all_tables(analysis)
     for name, table in tables.items():
@@ -186,6 +182,13 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
     say("writing the page")
     page = page_bytes(analysis.rows, analysis.answers, analysis.sensitivity, tables, analysis.notes, analysis.parts)
     yield PAGE, page
+
+
+def _numbers(analysis: Analysis, series: str) -> pd.DataFrame:
+    """Return a line per epoch of a series: its statistics, and what they answer."""
+    keys = ["series", "epoch", "configs"]
+    numbers = analysis.epochs.merge(analysis.over_epochs, on=keys, validate="one_to_one")
+    return numbers[numbers["series"] == series]
 
 
 def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Layers | None], list[str]]:
@@ -230,6 +233,25 @@ def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return tables of equal columns as one. Empty ones are left out: their columns have no type to agree on."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else tables[0]
+
+
+def figures_of(analysis: Analysis, series: str, every: int) -> Iterator[tuple[str, int, str, Figure]]:
+    """Yield every figure of a series: its tag in TensorBoard, its epoch (0-based), its file's name, and itself."""
+    rows = analysis.rows[analysis.rows["series"] == series]
+    last = int(rows["epoch"].max())
+    for epoch, figure in bitwidth_figures(rows, every):
+        yield IMAGE_TAG, epoch, f"bitwidth_vs_accuracy_epoch_{epoch + 1:03d}", figure
+    for metric, figure in metric_figures(analysis.epochs[analysis.epochs["series"] == series]):
+        yield OVER_EPOCHS_TAG.format(metric), last, f"{metric}_over_epochs", figure
+    effects = analysis.sensitivity[series].table
+    if _has_effects(effects):
+        epoch = int(effects["epoch"].iloc[0])
+        yield (
+            SENSITIVITY_TAG,
+            epoch,
+            "sensitivity",
+            plot_sensitivity(effects, f"{series}: where bits matter, epoch {epoch + 1}"),
+        )
 
 
 def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figure]]:
