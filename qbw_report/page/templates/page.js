@@ -99,15 +99,13 @@
         const parent = make("g", { class: `rods ${look}` }, group);
         for (const [x, low, high] of ends) {
           const across = `${100 * this.across(x)}%`;
-          make("line", { x1: across, x2: across, y1: `${100 * this.down(low)}%`, y2: `${100 * this.down(high)}%` }, parent);
+          const [y1, y2] = [low, high].map((end) => `${100 * Math.min(Math.max(this.down(end), 0), 1)}%`);
+          make("line", { x1: across, x2: across, y1, y2 }, parent);
         }
       };
       const bins = this.epoch.bins;
-      const [several, sure] = [2, this.data.least_for_band].map((least) => bins.filter((bin) => bin[7] >= least));
-      if (sure.length > 1) {
-        const around = [...sure.map((bin) => at(bin[0], bin[3])), ...sure.map((bin) => at(bin[0], bin[2])).reverse()];
-        make("polygon", { class: "band mean", points: around.join(" ") }, stretched());
-      }
+      const [several, sure] = [2, this.data.least_for_interval].map((least) => bins.filter((bin) => bin[7] >= least));
+      rods("sure", sure.filter((bin) => bin[2] !== null).map((bin) => [bin[0], bin[2], bin[3]]));
       rods("range", several.map((bin) => [bin[0], bin[5], bin[6]]));
       rods("mean", several.map((bin) => [bin[0], bin[1] - bin[4], bin[1] + bin[4]]));
       make("polyline", { class: "line mean", points: bins.map((bin) => at(bin[0], bin[1])).join(" ") }, stretched());
