@@ -15,7 +15,7 @@ from qbw_report.build import build
 from qbw_report.dashboards import TAGS, layout
 from qbw_report.events import IMAGE_TAG
 
-LAST_EPOCHS = {"demo": 6, "other": 1}
+LAST_EPOCHS = {"demo": 3, "other": 1}
 """The runs of the report, and how many epochs each has."""
 
 SIZES = """images => Promise.all(
@@ -31,7 +31,7 @@ OPEN = """groups => groups.filter(group => !group.opened).forEach(
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of two experiments, of 6 epochs and of 1."""
+    """The report of two experiments, of 3 epochs and of 1."""
     folder = tmp_path_factory.mktemp("report")
     records = write_records(
         folder / "records",
