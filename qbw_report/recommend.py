@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from qbw_report.budget import Budget, costs_for, is_within
-from qbw_report.layers import Cost, Layers
+from qbw_report.layers import Layers
 from qbw_report.optimum import best_within
 from qbw_report.selection import last_epoch
 from qbw_report.sensitivity import Sensitivity, bits_of, layer_names, of_one_network, options_of
+from schemas.costs import Cost
 from schemas.errors import QBWError
 
 
@@ -89,7 +90,7 @@ def recommend(
     bits = best_within(model.effects, model.options, budgets, costs)
     written = ", ".join(budget.text for budget in budgets)
     if bits is None:
-        lowest = ", ".join(f"{b.cost} {costs[b.cost].value((options[0],) * num_layers):.6g}" for b in budgets)
+        lowest = ", ".join(f"{b.cost} {costs[b.cost].of((options[0],) * num_layers):.6g}" for b in budgets)
         raise QBWError(
             f"{series}: no configuration keeps {written}; with every layer at {options[0]} bits it is {lowest}; "
             "allow more"
@@ -102,7 +103,7 @@ def recommend(
         row = measured.get(bitwidths)
         return Candidate(
             bitwidths=bitwidths,
-            costs={name: cost.value(bitwidths) for name, cost in costs.items()},
+            costs={name: cost.of(bitwidths) for name, cost in costs.items()},
             predicted=predicted,
             low=predicted - half,
             high=predicted + half,

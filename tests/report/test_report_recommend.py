@@ -3,6 +3,7 @@
 import json
 from fractions import Fraction
 from itertools import product
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,12 @@ from report_helpers import RunCli
 from simulated_records import row, write_records
 from test_report_sensitivity import OPTIONS, drawn, frame_of, write_layers
 
-from qbw_eval.cost import costs_of as costs_of_evaluator
-from qbw_eval.layer_table import Layer, LayerTable
-from qbw_report.budget import Budget, is_within, parse_budget
-from qbw_report.layers import Layers, average_cost, costs_of
+from qbw_report.budget import Budget, costs_for, is_within, parse_budget
+from qbw_report.layers import Layers
 from qbw_report.optimum import best_within, by_steps
 from qbw_report.recommend import file_text, recommend, verdict
 from qbw_report.sensitivity import find_sensitivity
+from schemas.costs import average_cost, costs_over
 from schemas.errors import QBWError, UsageError
 
 LAYERS = Layers(names=("stem", "body", "head"), weights=(11, 200, 31), macs=(900, 500, 3))
@@ -62,30 +62,26 @@ def test_what_is_no_budget(text: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_costs_are_those_of_the_evaluator(seed: int) -> None:
+def test_a_budget_is_kept_to_the_last_digit(seed: int) -> None:
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 8))
     weights, macs = (tuple(int(n) for n in random.integers(1, 10_000, count)) for _ in range(2))
     bits = tuple(int(b) for b in random.choice(OPTIONS, count))
-    table = LayerTable(
-        tuple(
-            Layer(
-                layer_name=f"l{i}",
-                kind="conv2d",
-                weights=w,
-                macs=m,
-                in_channels=1,
-                out_channels=1,
-                kernel="1x1",
-                stride="1x1",
-            )
-            for i, (w, m) in enumerate(zip(weights, macs, strict=True))
-        )
-    )
-    expected = costs_of_evaluator(bits, table, 8)
+    stored = sum(w * b for w, b in zip(weights, bits, strict=True))
+    operations = sum(m * b * b for m, b in zip(macs, bits, strict=True))
+    expected = {
+        "avg_bitwidth": Fraction(sum(bits), count),
+        "weighted_avg_bitwidth": Fraction(stored, sum(weights)),
+        "weight_bytes": Fraction(ceil(stored / 8)),
+        "relative_weight_bytes": Fraction(ceil(stored / 8), sum(weights)),  # 8 bits are a byte
+        "bit_ops": Fraction(operations),
+        "relative_bit_ops": Fraction(operations, 64 * sum(macs)),
+    }
     layers = Layers(names=tuple(f"l{i}" for i in range(count)), weights=weights, macs=macs)
-    for name, cost in costs_of(layers, 8).items():
-        assert cost.value(bits) == getattr(expected, name)
+    for name, value in expected.items():
+        for limit, kept in ((value, True), (value - Fraction(1, 10**12), False)):
+            budget = Budget(cost=name, limit=limit, text=name)
+            assert is_within(bits, (budget,), costs_for((budget,), layers, count, 8)) is kept
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -97,13 +93,13 @@ def test_the_program_finds_what_trying_everything_finds(seed: int) -> None:
         weights=tuple(int(n) for n in random.integers(1, 10**6, count)),
         macs=tuple(int(n) for n in random.integers(1, 10**9, count)),
     )
-    costs = costs_of(layers, 8)
+    costs = costs_over(layers.weights, layers.macs, 8)
     effects = -np.sort(random.random((count, 3)) * 0.05, axis=1)[:, ::-1]
     effects[:, 2] = 0
     chosen = random.choice(list(costs), size=int(random.integers(1, 4)), replace=False)
     budgets = []
     for name in chosen:
-        middle = costs[name].value(tuple(int(b) for b in random.choice(OPTIONS, count)))  # a bound that is exactly met
+        middle = costs[name].of(tuple(int(b) for b in random.choice(OPTIONS, count)))  # a bound that is exactly met
         budgets.append(Budget(cost=name, limit=Fraction(middle), text=f"{name}<={middle}"))
     within = [bits for bits in product(OPTIONS, repeat=count) if is_within(bits, tuple(budgets), costs)]
     found = best_within(effects, OPTIONS, tuple(budgets), costs)
