@@ -17,7 +17,7 @@ from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot
 from qbw_report.frame import read_records
 from qbw_report.frontier import front, predictions
 from qbw_report.insight.answers import Answers, answer, sentences
-from qbw_report.insight.curve import TOLERANCE
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from qbw_report.insight.trend import find_trend, trend_in_words
 from qbw_report.layers import Layers, read_layers
 from qbw_report.overview import findings_table, overview
@@ -50,6 +50,7 @@ class Analysis:
         sensitivity: each series' effects of layers.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
+        thresholds: what readings are made with.
         notes: sentences about what is odd in the records.
         left_out: how many damaged parts nothing here is made from.
     """
@@ -62,17 +63,18 @@ class Analysis:
     sensitivity: Mapping[str, Sensitivity]
     findings: pd.DataFrame
     comparison: pd.DataFrame
+    thresholds: Thresholds
     notes: list[str]
     left_out: int
 
 
-def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERANCE) -> Analysis:
+def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS) -> Analysis:
     """Return the statistics and answers of a records folder.
 
     Args:
         records: the records folder.
         skip_bad: leave bad parts out, and say so in the notes, instead of refusing.
-        tolerance: the loss of accuracy that is acceptable, as a share.
+        thresholds: what readings are made with.
 
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
@@ -82,7 +84,7 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
     epochs = per_epoch(rows)
     groups = {str(series): group for series, group in rows.groupby("series")}
     layers, bad_tables = _layers_of(records, groups)
-    answers = [answer(group, tolerance) for group in groups.values()]
+    answers = [answer(group, thresholds) for group in groups.values()]
     sensitivity = {series: find_sensitivity(group, layers[series]) for series, group in groups.items()}
     findings = findings_table(answers, {series: found.findings for series, found in sensitivity.items()})
     return Analysis(
@@ -94,6 +96,7 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
         sensitivity=sensitivity,
         findings=findings,
         comparison=overview(answers, findings, epochs, rows),
+        thresholds=thresholds,
         notes=[*left_out, *notes_on(rows), *bad_tables],
         left_out=len(left_out),
     )
@@ -106,7 +109,7 @@ def build(
     say: Callable[[str], None] = lambda _: None,
     *,
     skip_bad: bool = False,
-    tolerance: float = TOLERANCE,
+    thresholds: Thresholds = DEFAULTS,
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -118,7 +121,7 @@ def build(
         every: draw the figure of every so many epochs, and of the last.
         say: told what happens, a phrase at a time.
         skip_bad: leave bad parts out, and say so, instead of refusing.
-        tolerance: the loss of accuracy that is acceptable, as a share.
+        thresholds: what readings are made with.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -127,7 +130,7 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance)
+    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds)
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
 
@@ -139,7 +142,7 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
         rows = analysis.rows[analysis.rows["series"] == series]
         statistics = analysis.epochs[analysis.epochs["series"] == series]
         images: dict[int, bytes] = {}
-        for epoch, figure in bitwidth_figures(rows, every):
+        for epoch, figure in bitwidth_figures(rows, every, analysis.thresholds):
             caution_left_out(figure, analysis.left_out)
             stem = f"{FIGURES}/{folder}/bitwidth_vs_accuracy_epoch_{epoch + 1:03d}"
             images[epoch] = png_bytes(figure)
@@ -205,13 +208,13 @@ def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True) if filled else tables[0]
 
 
-def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figure]]:
+def bitwidth_figures(rows: pd.DataFrame, every: int, thresholds: Thresholds = DEFAULTS) -> Iterator[tuple[int, Figure]]:
     """Yield epoch (0-based) and figure of one series, for each epoch that gets one."""
     for epoch in figure_epochs(sorted(rows["epoch"].unique().tolist()), every):
         of_epoch = rows[rows["epoch"] == epoch]
         title = f"{of_epoch['series'].iloc[0]}: bitwidth and accuracy"
         drawn, _ = typical_rows(of_epoch)
-        trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth")))
+        trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth"), thresholds))
         yield epoch, plot_bitwidth_vs_accuracy(of_epoch["avg_bitwidth"], of_epoch["accuracy"], epoch, title, trend)
 
 

@@ -21,9 +21,6 @@ from qbw_report.selection import configurations, typical_rows
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
 
-TOLERANCE = 0.01
-"""How much accuracy one is willing to lose for fewer bits: one point."""
-
 LEAST_FOR_CURVE = 12
 """With fewer configurations the two lines, which have four numbers, follow the noise."""
 
@@ -56,7 +53,7 @@ class Curve:
     enough: Finding
 
 
-def curve_findings(rows: pd.DataFrame, cost: str, tolerance: float = TOLERANCE) -> Curve:
+def curve_findings(rows: pd.DataFrame, cost: str, tolerance: float) -> Curve:
     """Return knee, plateau and lowest sufficient cost of the drawn rows of one epoch of one series."""
     drawn, source = typical_rows(rows)
     x, y = drawn[cost].to_numpy(dtype=float), drawn["accuracy"].to_numpy(dtype=float)
