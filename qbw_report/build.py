@@ -15,7 +15,7 @@ from qbw_report.compare import all_pairs
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import read_records
-from qbw_report.frontier import front, predictions
+from qbw_report.frontier import front, predictions, predictions_in_words
 from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from qbw_report.insight.trend import find_trend, trend_in_words
@@ -50,6 +50,7 @@ class Analysis:
         sensitivity: each series' effects of layers.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
+        predictions: of each series, beside what was measured: `qbw_report.frontier.predictions`.
         thresholds: what readings are made with.
         notes: sentences about what is odd in the records.
         left_out: how many damaged parts nothing here is made from.
@@ -63,9 +64,19 @@ class Analysis:
     sensitivity: Mapping[str, Sensitivity]
     findings: pd.DataFrame
     comparison: pd.DataFrame
+    predictions: Mapping[str, pd.DataFrame]
     thresholds: Thresholds
     notes: list[str]
     left_out: int
+
+    def sentences(self, series: str) -> list[str]:
+        """Return what is told of a series, a sentence each: its answers, then predictions against measurements."""
+        answers = next(each for each in self.answers if each.series == series)
+        rows = self.rows[self.rows["series"] == series]
+        return [
+            *sentences(answers),
+            *predictions_in_words(rows, self.predictions[series], self.sensitivity[series]),
+        ]
 
 
 def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS) -> Analysis:
@@ -96,6 +107,7 @@ def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = D
         sensitivity=sensitivity,
         findings=findings,
         comparison=overview(answers, findings, epochs, rows),
+        predictions={series: predictions(group, sensitivity[series].model) for series, group in groups.items()},
         thresholds=thresholds,
         notes=[*left_out, *notes_on(rows), *bad_tables],
         left_out=len(left_out),
@@ -198,7 +210,7 @@ def answer_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "sensitivity": _stacked([found[name].table for name in series]),
         "interactions": _stacked([found[name].interactions for name in series]),
         "front": _stacked([front(rows) for rows in series.values()]),
-        "predictions": _stacked([predictions(rows, found[name].model) for name, rows in series.items()]),
+        "predictions": _stacked([analysis.predictions[name] for name in series]),
     }
 
 
@@ -249,7 +261,7 @@ def json_text(analysis: Analysis) -> str:
                 "answers": {
                     **asdict(answers),
                     "findings": _records(analysis.findings, answers.series, ["series", "epoch"]),
-                    "sentences": sentences(answers),
+                    "sentences": analysis.sentences(answers.series),
                 },
                 "epochs": _records(analysis.epochs, answers.series),
                 "bins": _records(analysis.bins, answers.series),

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qbw_report.build import Analysis
-    from qbw_report.insight.answers import Answers
 
 PROGRAM = "qbw-report"
 
@@ -84,7 +83,7 @@ def build_command(records: Path, out: Path, every: int, thresholds: Thresholds, 
     for answers in analysis.answers:
         _heading(console, answers.series)
         print_epochs(console, analysis.epochs[analysis.epochs["series"] == answers.series])
-        _answers(answers)
+        _told(analysis.sentences(answers.series))
     _paths(out, paths)
 
 
@@ -115,7 +114,7 @@ def summary_command(records: Path, as_json: bool, by: str, thresholds: Threshold
         print_bins(console, analysis.bins[of_series & (analysis.bins["epoch"] == answers.epoch)])
         click.echo("\nAnswers:")
         print_findings(console, analysis.findings[analysis.findings["series"] == answers.series])
-        _answers(answers)
+        _told(analysis.sentences(answers.series))
     if len(series) > 1:
         click.echo(f"All series, by {by}:")
         print_overview(console, series)
@@ -224,11 +223,9 @@ def _heading(console: "Console", series: str) -> None:
     console.print(series, style="bold", soft_wrap=True)
 
 
-def _answers(answers: "Answers") -> None:
-    from qbw_report.insight.answers import sentences
-
+def _told(sentences: list[str]) -> None:
     click.echo()
-    for sentence in sentences(answers):
+    for sentence in sentences:
         click.echo(sentence)
     click.echo()
 
