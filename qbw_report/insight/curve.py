@@ -4,9 +4,10 @@ All three are about typical configurations (the mean at a cost), not about the b
 
 How the intervals were chosen (tests/report/test_report_coverage.py has the trials). The bends of an isotonic fit are
 where noise puts its steps, and bootstrapping one at a point is known to fail (Kosorok 2008); the meeting point of two
-monotone lines is a smooth function of the rows, and its bootstrap covers. For the lowest sufficient cost the isotonic
-fit gives the value; at the very corner of a plateau it comes late, so the interval begins where either of the two fits
-may.
+monotone lines is a smooth function of the rows, and its bootstrap covers. Nor is what an isotonic fit gains after the
+knee told beside it: its last steps lean to the highest rows, so that on a plateau with 0.8 points of noise it gains 0.9
+points on average (64 configurations), the two lines 0.2. For the lowest sufficient cost the isotonic fit gives the
+value; at the very corner of a plateau it comes late, so the interval begins where either of the two fits may.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,10 @@ TOP_SHARE = 0.2
 _LEAST_AT_TOP = 3
 
 _UNITS = {name: column.unit for name, column in by_name(RECORD_COLUMNS).items()}
-_KNEE = "two monotone lines; bootstrap of configurations; none where one line may look so bent (wild bootstrap)"
+_KNEE = (
+    "two monotone lines (an isotonic fit bends where noise puts its steps, and a bootstrap of them fails); bootstrap "
+    "of configurations; none where one line may look so bent (wild bootstrap)"
+)
 _PLATEAU = "gain from the knee to the highest cost, by the same two lines and bootstrap"
 _ENOUGH = "isotonic fit against the mean of the upper fifth of costs; bootstrap of isotonic fit and two lines"
 
@@ -68,11 +72,10 @@ def curve_findings(rows: pd.DataFrame, cost: str, tolerance: float) -> Curve:
     none = np.isnan(found.knee[0])
     gain, _, most = found.gain
     level = "none" if none or gain >= tolerance else "plateau" if most < tolerance else "plateau likely"
+    plateau = (np.nan,) * 3 if level == "none" else found.knee
     return Curve(
         knee=_finding("knee", found.knee, unit, "none" if none else "knee", _KNEE, told),
-        plateau=_finding(
-            "plateau", (np.nan,) * 3 if level == "none" else found.knee, unit, _with_gain(level, found), _PLATEAU, told
-        ),
+        plateau=_finding("plateau", plateau, unit, level if none else _with_gain(level, found), _PLATEAU, told),
         enough=_finding("lowest_cost", found.enough, unit, f"within {points(tolerance)} of the top", _ENOUGH, told),
     )
 
