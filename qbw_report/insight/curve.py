@@ -72,10 +72,10 @@ def curve_findings(rows: pd.DataFrame, cost: str, tolerance: float) -> Curve:
     none = np.isnan(found.knee[0])
     gain, _, most = found.gain
     level = "none" if none or gain >= tolerance else "plateau" if most < tolerance else "plateau likely"
-    plateau = (np.nan,) * 3 if level == "none" else found.knee
+    begins = (np.nan,) * 3 if level == "none" else found.knee
     return Curve(
         knee=_finding("knee", found.knee, unit, "none" if none else "knee", _KNEE, told),
-        plateau=_finding("plateau", plateau, unit, level if none else _with_gain(level, found), _PLATEAU, told),
+        plateau=_finding("plateau", begins, unit, level if none else _with_gain(level, found), _PLATEAU, told),
         enough=_finding("lowest_cost", found.enough, unit, f"within {points(tolerance)} of the top", _ENOUGH, told),
     )
 

@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_helpers import RunCli
 from simulated_records import row, write_records
@@ -15,7 +16,7 @@ from test_report_sensitivity import OPTIONS, drawn, frame_of, write_layers
 from qbw_report.budget import Budget, costs_for, is_within, parse_budget
 from qbw_report.layers import Layers
 from qbw_report.optimum import best_within, by_steps
-from qbw_report.recommend import file_text, recommend, verdict
+from qbw_report.recommend import as_json, file_text, recommend, verdict
 from qbw_report.sensitivity import find_sensitivity
 from schemas.costs import average_cost, costs_over
 from schemas.errors import QBWError, UsageError
@@ -148,17 +149,41 @@ def test_a_recommendation_stands_beside_the_best_measured_and_uniform_ones() -> 
     assert written["weight_bytes"] == found.best_predicted.costs["weight_bytes"]
 
 
-def test_the_verdict_is_what_was_measured() -> None:
-    bits, accuracy = drawn(80)
-    bits[0], bits[1], bits[2] = 2, 4, 8
-    bits[3] = [8, 4, 2]
-    rows = frame_of(bits, accuracy)
-    budgets = (parse_budget("weight_bytes<=90"),)
-    bounded = recommend(rows, LAYERS, find_sensitivity(rows, LAYERS), budgets)
-    if np.isnan(bounded.best_predicted.measured):
-        assert verdict(bounded).startswith("The recommended configuration is not measured yet")
-    else:
-        assert verdict(bounded).startswith("Measured, it is at least as good as")
+@pytest.mark.parametrize(("accuracy", "word"), [(0.97, "at least as good as"), (0.5, "worse than")])
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_verdict_is_what_was_measured(accuracy: float, word: str, masks: bool) -> None:
+    bits, accuracies = drawn(80)
+    mixed = np.ptp(bits, axis=1) > 0
+    bits, accuracies = np.vstack([[[2] * 3], bits[mixed]]), np.append(0.78, accuracies[mixed])
+    rows, budgets = frame_of(bits, accuracies), (parse_budget("weight_bytes<=90"),)
+    sensitivity = find_sensitivity(rows, LAYERS)
+    first = recommend(rows, LAYERS, sensitivity, budgets)
+    assert first.best_uniform is not None
+    # As if it were evaluated from the file: the model that is fitted to what was drawn does not change.
+    drawn_rows = rows[[tuple(each) != first.best_predicted.bitwidths for each in bits.tolist()]]
+    assert verdict(recommend(drawn_rows, LAYERS, find_sensitivity(drawn_rows, LAYERS), budgets)).startswith(
+        "The recommended configuration is not measured yet"
+    )
+    given = frame_of(np.array([first.best_predicted.bitwidths]), np.array([accuracy]), sampler="file/1")
+    rows = pd.concat([drawn_rows, given], ignore_index=True)
+    if masks:
+        rows["correct_mask"] = [
+            np.packbits(np.arange(10_000) < right, bitorder="little").tobytes() for right in rows["correct"]
+        ]
+    found = recommend(rows, LAYERS, find_sensitivity(rows, LAYERS), budgets)
+    assert found.best_uniform is not None
+    assert found.best_predicted.measured == pytest.approx(accuracy)
+    more = 100 * (accuracy - found.best_uniform.measured)
+    assert (found.against_uniform is not None) is masks
+    sure = ""
+    if found.against_uniform is not None:
+        assert found.against_uniform.difference == pytest.approx(more / 100)
+        low, high = 100 * found.against_uniform.low, 100 * found.against_uniform.high
+        sure = f"; 95%: {low:+.1f} to {high:+.1f} on the same samples"
+    told = f"Measured, it is {word} the best uniform configuration within the budget ({more:+.1f} points{sure})."
+    end = "" if more >= 0 else " The best measured one is the one to ship."
+    assert verdict(found) == told + end
+    assert as_json(found)["verdict"] == told + end
 
 
 @pytest.fixture
