@@ -56,9 +56,9 @@ def costs_for(budgets: tuple[Budget, ...], layers: Layers | None, num_layers: in
     """Return the costs that can be computed, by name.
 
     Raises:
-        UsageError: a budget bounds one that needs the layer table, which is missing.
+        UsageError: a budget bounds one that needs the layer table, which is missing or has another number of layers.
     """
-    if layers is not None:
+    if layers is not None and len(layers.names) == num_layers:
         return costs_over(layers.weights, layers.macs, largest)
     for budget in budgets:
         if budget.cost != "avg_bitwidth":

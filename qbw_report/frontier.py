@@ -25,13 +25,16 @@ MOST_TOLD = 3
 def front(rows: pd.DataFrame) -> pd.DataFrame:
     """Return, for each cost, the configurations of the last epoch that no other one beats in cost and accuracy.
 
-    Of configurations that are equal in both, the one whose `config_id` is first stays.
+    Of configurations that are equal in both, the one whose `config_id` is first stays. Rows that do not say what they
+    cost are on no front of that cost.
     """
     last = last_epoch(rows)
     kept = ["series", "epoch", "accuracy", "config_id", "sampler", "bitwidths"]
     fronts = []
     for cost in COSTS:
-        best = last.loc[_front_of(last, cost)]
+        best = last.loc[_front_of(last[np.isfinite(last[cost].astype(float))], cost)]
+        if best.empty:
+            continue
         fronts.append(best[kept].assign(cost=cost, value=best[cost].astype(float)))
     table = pd.concat(fronts, ignore_index=True)[FRONT_COLUMNS]
     return table.assign(bitwidths=table["bitwidths"].map(bits_in_words))

@@ -18,7 +18,7 @@ import pandas as pd
 from qbw_report.insight.finding import Finding, cannot_tell, points
 from qbw_report.monotone import fit_isotonic, fit_two_lines, meeting_points
 from qbw_report.resampling import MOST_ROWS, RESAMPLES, generator, percentile_interval, resampled_weights
-from qbw_report.selection import configurations, typical_rows
+from qbw_report.selection import configurations, cost_missing, typical_rows
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
 
@@ -61,10 +61,13 @@ def curve_findings(rows: pd.DataFrame, cost: str, tolerance: float) -> Curve:
     """Return knee, plateau and lowest sufficient cost of the drawn rows of one epoch of one series."""
     drawn, source = typical_rows(rows)
     x, y = drawn[cost].to_numpy(dtype=float), drawn["accuracy"].to_numpy(dtype=float)
-    found = fit_curve(x, y, tolerance, generator("curve", str(drawn["series"].iloc[0]), cost))
+    found: Fitted | str = cost_missing(drawn, cost)
+    more = 0
+    if not found:
+        found = fit_curve(x, y, tolerance, generator("curve", str(drawn["series"].iloc[0]), cost))
+        more = max(LEAST_FOR_CURVE - len(drawn), 0)
     told = {"cost": cost, "configs": len(drawn), "source": source}
     if isinstance(found, str):
-        more = max(LEAST_FOR_CURVE - len(drawn), 0)
         named = (("knee", _KNEE), ("plateau", _PLATEAU), ("lowest_cost", _ENOUGH))
         knee, plateau, enough = (cannot_tell(q, why=found, more=more, method=m, **told) for q, m in named)  # type: ignore[arg-type]  # the types of `told` differ
         return Curve(knee=knee, plateau=plateau, enough=enough)

@@ -10,7 +10,7 @@ import pandas as pd
 from qbw_report.correlation import Correlation, pearson_interval, spearman_interval
 from qbw_report.insight.finding import Finding, cannot_tell
 from qbw_report.insight.thresholds import DEFAULTS, Thresholds
-from qbw_report.selection import COSTS, configurations, strata_of, typical_rows
+from qbw_report.selection import COSTS, configurations, cost_missing, strata_of, typical_rows
 
 Reading = Literal["strong positive", "positive", "flat", "negative", "cannot tell"]
 
@@ -132,17 +132,20 @@ def trend_findings(rows: pd.DataFrame, thresholds: Thresholds) -> list[Finding]:
             ("pearson", pearson_interval, _PEARSON),
             ("spearman", spearman_interval, _SPEARMAN),
         ):
-            found = find(x, accuracy, strata)
-            if len(drawn) < LEAST_CONFIGS:
+            why, more = cost_missing(drawn, cost), 0
+            if not why and len(drawn) < LEAST_CONFIGS:
                 why = f"{configurations(len(drawn))} measured, at least {LEAST_CONFIGS} needed"
                 more = LEAST_CONFIGS - len(drawn)
+            if why:
                 findings.append(
                     cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
                 )
                 continue
-            why, more = (
-                ("every configuration costs the same", 0) if np.ptp(x) == 0 else _unsure(found, len(drawn), thresholds)
-            )
+            found = find(x, accuracy, strata)
+            if np.ptp(x) == 0:
+                why, more = "every configuration costs the same", 0
+            else:
+                why, more = _unsure(found, len(drawn), thresholds)
             findings.append(
                 Finding(
                     question=question,
