@@ -14,13 +14,18 @@ from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
-from qbw_report.frame import read_records
+from qbw_report.frame import checked_part_paths, read_records
 from qbw_report.frontier import front, predictions, predictions_in_words
 from qbw_report.insight.answers import Answers, answer, sentences
+from qbw_report.insight.over_epochs import answers_over_epochs
 from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from qbw_report.insight.trend import find_trend, trend_in_words
+from qbw_report.intervals import with_intervals
 from qbw_report.layers import Layers, read_layers
+from qbw_report.levels import recommendations
 from qbw_report.overview import findings_table, overview
+from qbw_report.page.provenance import provenance
+from qbw_report.page.story import page_bytes
 from qbw_report.publish import publish
 from qbw_report.selection import strata_of, typical_rows
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
@@ -29,9 +34,13 @@ from qbw_report.series import add_series, folder_names, notes_on
 from qbw_report.statistics import METRICS, SERIES_KEYS, per_bin, per_epoch
 from qbw_report.style import png_bytes, svg_bytes
 from schemas.errors import QBWError, UsageError
+from schemas.parts import ANCHOR_NAME
 
 FIGURES = "figures"
 """Folder of the figures in the report folder, with a folder per series."""
+
+PAGE = "index.html"
+"""The page, in the report folder."""
 
 TENSORBOARD = "tensorboard"
 """Folder of the event files in the report folder: what `tensorboard --logdir` is given."""
@@ -44,15 +53,18 @@ class Analysis:
     Attributes:
         rows: the records, with `series` and `bitwidth_bin`.
         epochs: `qbw_report.statistics.per_epoch` of them.
-        bins: `qbw_report.statistics.per_bin` of them.
+        bins: `qbw_report.statistics.per_bin` of them, with intervals.
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
+        over_epochs: a line per series and epoch: `qbw_report.insight.over_epochs.answers_over_epochs`.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
         predictions: of each series, beside what was measured: `qbw_report.frontier.predictions`.
+        recommendations: what to ship at a few budgets: `qbw_report.levels.recommendations`.
         thresholds: what readings are made with.
         notes: sentences about what is odd in the records.
+        parts: how many Parquet files the rows come from.
         left_out: how many damaged parts nothing here is made from.
     """
 
@@ -62,11 +74,14 @@ class Analysis:
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
+    over_epochs: pd.DataFrame
     findings: pd.DataFrame
     comparison: pd.DataFrame
     predictions: Mapping[str, pd.DataFrame]
+    recommendations: pd.DataFrame
     thresholds: Thresholds
     notes: list[str]
+    parts: int
     left_out: int
 
     def sentences(self, series: str) -> list[str]:
@@ -101,15 +116,20 @@ def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = D
     return Analysis(
         rows=rows,
         epochs=epochs,
-        bins=per_bin(rows),
+        bins=with_intervals(per_bin(rows)),
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
+        over_epochs=answers_over_epochs(rows, thresholds.tolerance),
         findings=findings,
         comparison=overview(answers, findings, epochs, rows),
         predictions={series: predictions(group, sensitivity[series].model) for series, group in groups.items()},
+        recommendations=_stacked(
+            [recommendations(group, layers[series], sensitivity[series]) for series, group in groups.items()]
+        ),
         thresholds=thresholds,
         notes=[*left_out, *notes_on(rows), *bad_tables],
+        parts=sum(path.name != ANCHOR_NAME for path in checked_part_paths(records)),
         left_out=len(left_out),
     )
 
@@ -174,11 +194,16 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
         times = wall_times(rows)
         events = event_file(statistics, images, times)
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
-    yield "statistics.csv", csv_bytes(analysis.epochs)
-    yield "bins.csv", csv_bytes(analysis.bins)
-    for name, table in answer_tables(analysis).items():
+    tables = all_tables(analysis)
+    for name, table in tables.items():
         yield f"{name}.csv", csv_bytes(table)
     yield "statistics.json", json_text(analysis).encode()
+    say("writing the page")
+    told = {answers.series: analysis.sentences(answers.series) for answers in analysis.answers}
+    yield (
+        PAGE,
+        page_bytes(analysis.rows, analysis.answers, told, analysis.sensitivity, tables, analysis.notes, analysis.parts),
+    )
 
 
 def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Layers | None], list[str]]:
@@ -199,18 +224,23 @@ def _has_effects(table: pd.DataFrame) -> bool:
     return bool(((table["metric"] == "accuracy") & (table["option"] < table["against"])).any())
 
 
-def answer_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """Return every table of answers by its name; one that has no line has its columns."""
+def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Return every table of the report by its name; one that has no line has its columns."""
     series = {str(name): rows for name, rows in analysis.rows.groupby("series")}
     found = analysis.sensitivity
     return {
+        "statistics": analysis.epochs,
+        "bins": analysis.bins,
         "answers": analysis.findings,
+        "answers_over_epochs": analysis.over_epochs,
         "comparison": analysis.comparison,
         "pairs": all_pairs(analysis.rows),
         "sensitivity": _stacked([found[name].table for name in series]),
         "interactions": _stacked([found[name].interactions for name in series]),
         "front": _stacked([front(rows) for rows in series.values()]),
         "predictions": _stacked([analysis.predictions[name] for name in series]),
+        "recommendations": analysis.recommendations,
+        "provenance": provenance(analysis.rows),
     }
 
 

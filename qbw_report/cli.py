@@ -50,7 +50,7 @@ def _thresholds(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="qbw", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Turn records of evaluated bitwidth configurations into statistics, figures and TensorBoard files."""
+    """Turn records of evaluated bitwidth configurations into answers, a page, figures and TensorBoard files."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -70,7 +70,7 @@ def cli(context: click.Context) -> None:
 @_thresholds
 @_skip_bad
 def build_command(records: Path, out: Path, every: int, thresholds: Thresholds, skip_bad: bool) -> None:
-    """Build statistics, figures and TensorBoard files from RECORDS (results/records).
+    """Build the page, tables, figures and TensorBoard files from RECORDS (results/records).
 
     Building again replaces the report; files in the folder that it did not write stay.
     """
@@ -231,14 +231,17 @@ def _told(sentences: list[str]) -> None:
 
 
 def _paths(out: Path, paths: list[str]) -> None:
-    """Print the tables' paths and the folders of figures and event files, with what is in them."""
-    from qbw_report.build import FIGURES, TENSORBOARD
+    """Print where the page, the tables, the figures and the event files are."""
+    from qbw_report.build import FIGURES, PAGE, TENSORBOARD
 
     figures = sum(path.startswith(FIGURES) and path.endswith(".png") for path in paths)
-    written = [(str(out / path), "") for path in paths if "/" not in path]
-    written.append((str(out / FIGURES), f"{figures} {'figure' if figures == 1 else 'figures'}, PNG and SVG"))
     report = "" if out == DEFAULT_REPORT else f" REPORT={shlex.quote(str(out))}"
-    written.append((str(out / TENSORBOARD), f"event files; serve them: make tensorboard{report}"))
-    width = max(len(path) for path, _ in written)
-    for path, what in written:
-        click.echo(f"{path:{width}}  {what}".rstrip())
+    written = (
+        (PAGE, "the page: open it in a browser"),
+        ("*.csv", f"{sum(path.endswith('.csv') for path in paths)} tables, statistics.json too"),
+        (FIGURES, f"{figures} {'figure' if figures == 1 else 'figures'}, PNG and SVG"),
+        (TENSORBOARD, f"event files; serve them: make tensorboard{report}"),
+    )
+    width = max(len(str(out / name)) for name, _ in written)
+    for name, what in written:
+        click.echo(f"{out / name!s:{width}}  {what}")

@@ -1,6 +1,6 @@
 """What is best at a cost: the measured front, and predictions beside everything that was measured, in words too."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -128,10 +128,10 @@ def _one_in_words(one: pd.Series, last: pd.DataFrame) -> str:
         one: a line of `predictions`.
         last: rows of the same network and epoch by `config_id`, each once.
     """
-    interval = f"(95%: {one['low']:.4f} to {one['high']:.4f})"
+    predicted, low, high = (min(max(float(one[name]), 0.0), 1.0) for name in ("predicted", "low", "high"))
     told = (
         f"Configuration {one['config_id'][:8]} from a file ({one['avg_bitwidth']:.2f} bits on average): "
-        f"{one['predicted']:.4f} predicted {interval}, {one['measured']:.4f} measured, "
+        f"{predicted:.4f} predicted (95%: {low:.4f} to {high:.4f}), {one['measured']:.4f} measured, "
         f"{'inside' if one['inside'] else 'outside'}"
     )
     uniform = last[(np.ptp(bits_of(last), axis=1) == 0) & (last["avg_bitwidth"] <= one["avg_bitwidth"])]
@@ -147,6 +147,6 @@ def _one_in_words(one: pd.Series, last: pd.DataFrame) -> str:
     return f"{told}; {against} {same}{sure}, the best uniform one of no more bits."
 
 
-def bits_in_words(bitwidths: "np.ndarray | list[int]") -> str:
+def bits_in_words(bitwidths: Iterable[int]) -> str:
     """Return ``2 4 8``."""
     return " ".join(str(int(bits)) for bits in bitwidths)

@@ -108,9 +108,10 @@ def recommend(
         return Candidate(
             bitwidths=bitwidths,
             costs={name: cost.of(bitwidths) for name, cost in costs.items()},
-            predicted=predicted,
-            low=predicted - half,
-            high=predicted + half,
+            # Effects are added up without end; accuracies are shares.
+            predicted=_share(predicted),
+            low=_share(predicted - half),
+            high=_share(predicted + half),
             measured=np.nan if row is None else row[0],
             config_id="" if row is None else row[1],
         )
@@ -128,6 +129,10 @@ def recommend(
         against_uniform=None if uniform is None else _paired(last, measured.get(bits), measured.get(uniform)),
         method=f"additive model of accuracy ({model.method}), integer programming",
     )
+
+
+def _share(value: float) -> float:
+    return value if np.isnan(value) else min(max(value, 0.0), 1.0)
 
 
 def _measured_by_bits(rows: pd.DataFrame) -> dict[tuple[int, ...], tuple[float, str]]:

@@ -18,7 +18,8 @@ def last_epoch(rows: pd.DataFrame) -> pd.DataFrame:
 
 def sampler_names(rows: pd.DataFrame) -> pd.Series:
     """Return each row's sampler without its version; empty text where the row does not say."""
-    return rows["sampler"].fillna("").astype(str).str.partition("/")[0]
+    samplers = rows["sampler"].fillna("").astype(object)
+    return samplers.map({name: name.partition("/")[0] for name in samplers.unique()})
 
 
 def typical_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

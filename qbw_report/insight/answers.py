@@ -6,6 +6,7 @@ Every answer carries its uncertainty, and "cannot tell" is one of them.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from qbw_report.insight.cautions import cautions
@@ -89,12 +90,7 @@ def answer(rows: pd.DataFrame, thresholds: Thresholds = DEFAULTS) -> Answers:
     """
     last = last_epoch(rows)
     drawn, _ = typical_rows(last)
-    best = last.sort_values(["accuracy", "avg_bitwidth", "config_id"], ascending=[False, True, True]).iloc[0]
-    lowest = None
-    if len(last) >= LEAST_CONFIGS and last["bitwidth_bin"].nunique() > 1:
-        # The tiny slack keeps a configuration that is exactly the tolerance worse: subtracting floats would lose it.
-        enough = last[last["accuracy"] >= best["accuracy"] - thresholds.tolerance - 1e-12]
-        lowest = enough.sort_values(["avg_bitwidth", "accuracy", "config_id"], ascending=[True, False, True]).iloc[0]
+    best, lowest = best_and_lowest(last, thresholds.tolerance)
     against = None if lowest is None else _paired(last, lowest, best)
     noise = 0.0
     if lowest is not None:
@@ -116,6 +112,18 @@ def answer(rows: pd.DataFrame, thresholds: Thresholds = DEFAULTS) -> Answers:
         ),
         cautions=tuple(cautions(last, thresholds.tolerance, noise)),
     )
+
+
+def best_and_lowest(rows: pd.DataFrame, tolerance: float) -> tuple[pd.Series, pd.Series | None]:
+    """Return the rows of the answers' `best` and `lowest` (see `Answers`) of one epoch of one series."""
+    accuracy, bits, names = (rows[name].to_numpy() for name in ("accuracy", "avg_bitwidth", "config_id"))
+    best = min(np.flatnonzero(accuracy == accuracy.max()), key=lambda at: (bits[at], names[at]))
+    if len(rows) < LEAST_CONFIGS or rows["bitwidth_bin"].nunique() == 1:
+        return rows.iloc[best], None
+    # The tiny slack keeps a configuration that is exactly `tolerance` worse: subtracting floats would lose it.
+    enough = np.flatnonzero(accuracy >= accuracy[best] - tolerance - 1e-12)
+    lowest = min(enough, key=lambda at: (bits[at], -accuracy[at], names[at]))
+    return rows.iloc[best], rows.iloc[lowest]
 
 
 def sampling_noise(accuracy: float, num_samples: int) -> float:

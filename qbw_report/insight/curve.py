@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from qbw_report.insight.finding import Finding, cannot_tell, points
-from qbw_report.monotone import fit_isotonic, fit_two_lines, meeting_points
+from qbw_report.monotone import fit_isotonic, fit_two_lines, isotonic_first_at, meeting_points
 from qbw_report.resampling import MOST_ROWS, RESAMPLES, generator, percentile_interval, resampled_weights
 from qbw_report.selection import configurations, cost_missing, typical_rows
 from schemas.columns import by_name
@@ -59,7 +59,11 @@ class Curve:
 
 def curve_findings(rows: pd.DataFrame, cost: str, tolerance: float) -> Curve:
     """Return knee, plateau and lowest sufficient cost of the drawn rows of one epoch of one series."""
-    drawn, source = typical_rows(rows)
+    return curve_of(*typical_rows(rows), cost, tolerance)
+
+
+def curve_of(drawn: pd.DataFrame, source: str, cost: str, tolerance: float) -> Curve:
+    """Return knee, plateau and lowest sufficient cost of drawn rows that come from `source`."""
     x, y = drawn[cost].to_numpy(dtype=float), drawn["accuracy"].to_numpy(dtype=float)
     found: Fitted | str = cost_missing(drawn, cost)
     more = 0
@@ -133,7 +137,7 @@ def fit_curve(
     gain = float(lines.after[0] * max(x[-1] - lines.knee[0], 0))
     levels = weights[:, top] @ y[top] / weights[:, top].sum(axis=1) - tolerance
     enough = fit_isotonic(x, y, once[0]).first_at(float(y[top].mean()) - tolerance)
-    by_steps = np.array([fit_isotonic(x, y, w).first_at(level) for w, level in zip(weights, levels, strict=True)])
+    by_steps = isotonic_first_at(x, y, weights, levels)
     fitted_levels = (weights[:, top] * resampled.at(x[top])).sum(axis=1) / weights[:, top].sum(axis=1) - tolerance
     by_lines = resampled.first_at(fitted_levels, x[0])
     low, high = percentile_interval(by_steps, len(x), 3)

@@ -124,43 +124,49 @@ def _configs_missing(correlation: Correlation, configs: int, thresholds: Thresho
 def trend_findings(rows: pd.DataFrame, thresholds: Thresholds) -> list[Finding]:
     """Return both correlations of accuracy with each cost, of the drawn rows of one epoch, read by the thresholds."""
     drawn, source = typical_rows(rows)
+    return [finding for cost in COSTS for finding in correlation_findings(drawn, source, cost, thresholds)]
+
+
+def correlation_findings(
+    drawn: pd.DataFrame, source: str, cost: str, thresholds: Thresholds = DEFAULTS
+) -> list[Finding]:
+    """Return Pearson's and Spearman's correlation of accuracy with a cost, of drawn rows that come from `source`."""
     accuracy = drawn["accuracy"].to_numpy(dtype=float)
+    x, strata = drawn[cost].to_numpy(dtype=float), strata_of(drawn, cost)
     findings = []
-    for cost in COSTS:
-        x, strata = drawn[cost].to_numpy(dtype=float), strata_of(drawn, cost)
-        for question, find, method in (
-            ("pearson", pearson_interval, _PEARSON),
-            ("spearman", spearman_interval, _SPEARMAN),
-        ):
-            why, more = cost_missing(drawn, cost), 0
-            if not why and len(drawn) < LEAST_CONFIGS:
-                why = f"{configurations(len(drawn))} measured, at least {LEAST_CONFIGS} needed"
-                more = LEAST_CONFIGS - len(drawn)
-            if why:
-                findings.append(
-                    cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
-                )
-                continue
-            found = find(x, accuracy, strata)
-            if np.ptp(x) == 0:
-                why, more = "every configuration costs the same", 0
-            else:
-                why, more = _unsure(found, len(drawn), thresholds)
+    for question, find, method in (
+        ("pearson", pearson_interval, _PEARSON),
+        ("spearman", spearman_interval, _SPEARMAN),
+    ):
+        why, more = cost_missing(drawn, cost), 0
+        if not why and len(drawn) < LEAST_CONFIGS:
+            why = f"{configurations(len(drawn))} measured, at least {LEAST_CONFIGS} needed"
+            more = LEAST_CONFIGS - len(drawn)
+        if why:
             findings.append(
-                Finding(
-                    question=question,
-                    cost=cost,
-                    value=found.value,
-                    low=found.low,
-                    high=found.high,
-                    verdict="cannot tell" if why else read_correlation(found.value, thresholds),
-                    unknown=why,
-                    more=more,
-                    configs=len(drawn),
-                    method=method + ("" if strata is None else ", rows spread evenly"),
-                    source=source,
-                )
+                cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
             )
+            continue
+        found = find(x, accuracy, strata)
+        if np.ptp(x) == 0:
+            why, more = "every configuration costs the same", 0
+        else:
+            why, more = _unsure(found, len(drawn), thresholds)
+        findings.append(
+            Finding(
+                question=question,
+                cost=cost,
+                value=found.value,
+                low=found.low,
+                high=found.high,
+                verdict="cannot tell" if why else read_correlation(found.value, thresholds),
+                unknown=why,
+                more=more,
+                configs=len(drawn),
+                method=method + ("" if strata is None else ", rows spread evenly"),
+                source=source,
+            )
+        )
     return findings
 
 

@@ -82,20 +82,12 @@ def test_build(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     write_records(Path("results/records"), RECORDS)
     paths = """\
-results/report/statistics.csv
-results/report/bins.csv
-results/report/answers.csv
-results/report/comparison.csv
-results/report/pairs.csv
-results/report/sensitivity.csv
-results/report/interactions.csv
-results/report/front.csv
-results/report/predictions.csv
-results/report/statistics.json
-results/report/figures           5 figures, PNG and SVG
-results/report/tensorboard       event files; serve them: make tensorboard
+results/report/index.html   the page: open it in a browser
+results/report/*.csv        12 tables, statistics.json too
+results/report/figures      5 figures, PNG and SVG
+results/report/tensorboard  event files; serve them: make tensorboard
 """
-    said = "qbw-report: reading results/records\nqbw-report: drawing demo\n"
+    said = "qbw-report: reading results/records\nqbw-report: drawing demo\nqbw-report: writing the page\n"
     assert run_cli("build") == Outcome(0, EPOCHS + answers() + paths, said)
 
 
@@ -210,7 +202,7 @@ def test_interrupted(run_cli: RunCli, report: Report, tmp_path: Path, monkeypatc
 def test_help(run_cli: RunCli, words: list[str]) -> None:
     outcome = run_cli(*words)
     assert (outcome.code, outcome.stderr) == (0, "")
-    assert "Turn records of evaluated bitwidth configurations into statistics" in outcome.stdout
+    assert "Turn records of evaluated bitwidth configurations into answers" in outcome.stdout
     assert {"build", "summary", "recommend", "compare"} <= set(outcome.stdout.split())
 
 
