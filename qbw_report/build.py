@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,6 @@ class Analysis:
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
-        over_epochs: a line per series and epoch: `qbw_report.insight.over_epochs.answers_over_epochs`.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
         recommendations: what to ship at a few budgets: `qbw_report.levels.recommendations`.
@@ -81,13 +81,17 @@ class Analysis:
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
-    over_epochs: pd.DataFrame
     findings: pd.DataFrame
     comparison: pd.DataFrame
     recommendations: pd.DataFrame
     notes: list[str]
     parts: int
     left_out: int
+
+    @cached_property
+    def over_epochs(self) -> pd.DataFrame:
+        """A line per series and epoch: `qbw_report.insight.over_epochs`; made when asked for, as it takes longest."""
+        return answers_over_epochs(self.rows, self.answers[0].tolerance)
 
 
 def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERANCE) -> Analysis:
@@ -116,7 +120,6 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
-        over_epochs=answers_over_epochs(rows, tolerance),
         findings=findings,
         comparison=overview(answers, findings, epochs, rows),
         recommendations=_stacked(
