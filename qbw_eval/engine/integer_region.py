@@ -144,7 +144,7 @@ class IntegerRegion:
     def _in_integers(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
         """Return the value of a region whose layer runs in integers; rounded for the layer whose grid is `to`."""
         images, own = self._as_images(x), bits[self.position]
-        if others and others[0].shape != self._shape(x):  # which torch repeats
+        if others and (others[0].dtype, others[0].shape) != (torch.float32, self._shape(x)):  # torch's rules decide
             y = self._convolution(images, own, self._affine(bits, None), relu=False, other=None, to=None)
             y = torch.maximum(self._like_input(y, x) + others[0], self._least)
             return y if to is None else self._rounded(y, to)

@@ -9,7 +9,7 @@ from torch import Tensor
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.convolutions import Affine, SplitOf
 from qbw_eval.engine.packing import Split, split_weights
-from qbw_eval.engine.passes import Passes
+from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, Window, convolve, rounded, weight_bank
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
@@ -57,6 +57,9 @@ class TritonArithmetic:
 
 
 def _levels(x: Tensor, unit: Tensor, largest: Tensor, rounding: Rounding) -> Tensor:
+    """Return x rounded to levels in one launch; numbers of another kind follow torch's own rules."""
+    if x.dtype != torch.float32:
+        return (PLAIN.levels_by_step if rounding is Rounding.STEP else PLAIN.levels_by_clipping)(x, unit, largest)
     return rounded(x, torch.stack([largest, unit]), rounding)
 
 

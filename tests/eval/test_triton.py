@@ -371,27 +371,39 @@ def test_a_grouped_layer_runs_in_float32_for_a_reason_and_others_beside_it_in_tr
     torch.testing.assert_close(found, network(x).detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_sum_that_torch_repeats_and_bits_above_8_are_as_on_the_cpu() -> None:
-    class Offset(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            quantizers = Quantizers(options=(4, 16))
-            self.first = QuantConv2d(4, 4, 1, quantizers=quantizers)
-            self.second = QuantConv2d(4, 3, 1, quantizers=quantizers)
-            self.offset = nn.Parameter(torch.linspace(-0.2, 0.4, 4)[:, None, None])
+class Sums(nn.Module):
+    """Sums that are not the kernel's to take: of another shape, which torch repeats, and of another kind of numbers."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(torch.relu(self.first(x) + self.offset))  # type: ignore[no-any-return]  # as above
+    def __init__(self) -> None:
+        super().__init__()
+        quantizers = Quantizers(options=(4, 16))
+        self.first, self.second = (QuantConv2d(4, 4, 1, quantizers=quantizers) for _ in range(2))
+        self.offset = nn.Parameter(torch.linspace(-0.2, 0.4, 4)[:, None, None])
 
-    network = Offset().eval()
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x) + self.offset)
+        return (self.second(y) + x.double() / 3).float()
+
+
+@ONEDNN_HERE
+def test_other_sums_and_bits_above_8_are_as_on_the_cpu() -> None:
+    network = Sums().eval()
     randomize(network, 7)
     x = torch.rand(2, 4, 3, 3, generator=torch.Generator().manual_seed(8))
     configurations = configurations_of((4, 4), (4, 16), (16, 4), (16, 16))
-    names = layer_names_of(network)
+    cpu = IntegerEngine(network, layer_names_of(network), x, (4, 16), MUCH, PLAIN)
     found = dict(by_triton(network, x, (4, 16)).logits(x, configurations))
-    if why_not_here() is None:
-        expected = dict(IntegerEngine(network, names, x, (4, 16), MUCH, PLAIN).logits(x, configurations))
-        assert all(same_bits(found[position], logits) for position, logits in expected.items())
+    for position, logits in dict(cpu.logits(x, configurations)).items():
+        assert same_bits(found[position], logits)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.int64])
+def test_rounding_other_kinds_of_numbers_is_torchs(kind: torch.dtype) -> None:
+    x, one, largest = torch.arange(-3, 30).to(kind), torch.tensor(1.0), torch.tensor(15.0)
+    passes = TritonArithmetic.passes
+    expected = [0] * 4 + [15] * 29
+    assert passes.levels_by_clipping(x, one, largest).tolist() == expected
+    assert passes.levels_by_step(x, one, largest).tolist() == [*[0] * 4, *range(1, 15), *[15] * 15]
 
 
 # --- where it is not trusted ----------------------------------------------------------------------------------------
