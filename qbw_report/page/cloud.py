@@ -23,7 +23,7 @@ MOST_POINTS = 40_000
 MOST_EPOCHS = 200
 """Steps of the slider; a telephone's screen has not many more pixels."""
 
-LEAST_FOR_BAND = 4
+LEAST_FOR_INTERVAL = 4
 """Bins of fewer configurations have intervals that say nothing but this, and would cover the picture."""
 
 _COLUMNS = by_name(RECORD_COLUMNS)
@@ -83,12 +83,15 @@ def axis_json(found: Axis) -> dict[str, Any]:
     }
 
 
-def cloud(rows: pd.DataFrame, bins: pd.DataFrame, layer_names: Sequence[str]) -> dict[str, Any]:
+def cloud(
+    rows: pd.DataFrame, bins: pd.DataFrame, over_epochs: pd.DataFrame, layer_names: Sequence[str]
+) -> dict[str, Any]:
     """Return everything that the picture shows of one series, as plain values.
 
     Args:
         rows: one series; at least one row.
         bins: its lines of bins.csv.
+        over_epochs: its lines of answers_over_epochs.csv.
         layer_names: in forward order.
     """
     everything = sorted(rows["epoch"].astype(int).unique().tolist())
@@ -98,10 +101,14 @@ def cloud(rows: pd.DataFrame, bins: pd.DataFrame, layer_names: Sequence[str]) ->
     kept = {epoch: spread_evenly(groups[epoch], most) for epoch in epochs}
     configs = pd.concat(kept.values()).drop_duplicates("config_id").sort_values(["avg_bitwidth", "config_id"])
     index = {config: number for number, config in enumerate(configs["config_id"])}
+    enough = over_epochs.set_index("epoch")[["lowest_bitwidth", "lowest_accuracy"]]
     costs = [cost for cost in COSTS if rows[cost].notna().any()]
     return {
         "series": str(rows["series"].iloc[0]),
-        "costs": {cost: axis_json(cost_axis(configs[cost].to_numpy(dtype=float), cost)) for cost in costs},
+        "costs": {
+            cost: axis_json(cost_axis(configs[cost].to_numpy(dtype=float), cost)) | {"unit": _COLUMNS[cost].unit}
+            for cost in costs
+        },
         "accuracy": axis_json(accuracy_axis(rows["accuracy"].to_numpy())),
         "layers": list(layer_names),
         "configs": {
@@ -110,8 +117,12 @@ def cloud(rows: pd.DataFrame, bins: pd.DataFrame, layer_names: Sequence[str]) ->
             "kind": kinds_of(configs),
             **{cost: [_plain(value) for value in configs[cost]] for cost in costs},
         },
-        "epochs": [_epoch(groups[epoch], kept[epoch], bins[bins["epoch"] == epoch], index) for epoch in epochs],
-        "least_for_band": LEAST_FOR_BAND,
+        "epochs": [
+            _epoch(groups[epoch], kept[epoch], bins[bins["epoch"] == epoch], index)
+            | {"enough": [_plain(value) for value in enough.loc[epoch]]}
+            for epoch in epochs
+        ],
+        "least_for_interval": LEAST_FOR_INTERVAL,
     }
 
 
@@ -133,7 +144,6 @@ def _epoch(rows: pd.DataFrame, kept: pd.DataFrame, bins: pd.DataFrame, index: Ma
             [index[config], _plain(value)] for config, value in zip(kept["config_id"], kept["accuracy"], strict=True)
         ],
         "bins": [[_plain(value) for value in line] for line in bins[list(columns)].itertuples(index=False)],
-        "best": _plain(rows["accuracy"].max()),
     }
 
 

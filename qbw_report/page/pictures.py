@@ -5,7 +5,7 @@ coordinate system, dots and words in an unstretched one.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,15 +13,15 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from qbw_report.page.axes import Axis, axis, place
-from qbw_report.page.cloud import LEAST_FOR_BAND, accuracy_axis, cost_axis, kinds_of, shown_epochs, spread_evenly
+from qbw_report.page.cloud import LEAST_FOR_INTERVAL, accuracy_axis, cost_axis, kinds_of, shown_epochs, spread_evenly
 from qbw_report.page.shown import digits, percent
 from qbw_report.statistics import METRICS
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
 
-Kind = Literal["line", "band", "rods", "dots"]
+Kind = Literal["line", "band", "rods", "dots", "rule"]
 
-MOST_DOTS = 1500
+MOST_DOTS = 800
 """A picture that is drawn as shapes holds no more of them; the cloud of accuracy against cost is a canvas."""
 
 _COLUMNS = by_name(RECORD_COLUMNS)
@@ -32,7 +32,8 @@ class Mark:
     """Shapes of one meaning.
 
     Attributes:
-        kind: ``line`` through (x, y), ``band`` around (x, y), ``rods`` from (x, y) to (x, z), or ``dots`` at (x, y).
+        kind: ``line`` through (x, y), ``band`` around (x, y), ``rods`` from (x, y) to (x, z), ``dots`` at (x, y), or a
+            ``rule`` from (x, y) down to the axis, its words beside it.
         look: the class that colours them.
         words: of the legend; empty for none.
         places: numbers of each: two, or three for rods.
@@ -67,19 +68,21 @@ class Picture:
     marks: tuple[Mark, ...]
 
 
-def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, title: str) -> Picture:
+def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, answers: pd.Series, title: str) -> Picture:
     """Return accuracy against average bitwidth of one epoch, as it is seen before (or without) any script.
 
     Args:
         rows: one epoch of one series.
         bins: its lines of bins.csv.
+        answers: its line of answers_over_epochs.csv.
         title: above it.
     """
     x, y = cost_axis(rows["avg_bitwidth"].to_numpy(), "avg_bitwidth"), accuracy_axis(rows["accuracy"].to_numpy())
     centers, mean = bins["bitwidth_bin"].to_numpy(), bins["accuracy_mean"].to_numpy()
     wide = bins[bins["configs"] > 1]
-    known = bins[bins["configs"] >= LEAST_FOR_BAND]
-    band = _band(x, y, known["bitwidth_bin"], known["accuracy_low"], known["accuracy_high"])
+    known = bins[bins["configs"] >= LEAST_FOR_INTERVAL]
+    # A bar for each bin, not a band: between far bins that have an interval there may be some that have none.
+    sure = _rods(x, y, known["bitwidth_bin"], known["accuracy_low"], known["accuracy_high"])
     spread = _rods(
         x,
         y,
@@ -87,6 +90,7 @@ def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, title: str) -> Picture:
         wide["accuracy_mean"] - wide["accuracy_std"],
         wide["accuracy_mean"] + wide["accuracy_std"],
     )
+    enough = answers["lowest_bitwidth"], answers["lowest_accuracy"]
     return Picture(
         name="cost",
         title=title,
@@ -94,7 +98,7 @@ def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, title: str) -> Picture:
         x=x,
         y=y,
         marks=(
-            Mark(kind="band", look="mean", words="95% interval of the mean", places=band),
+            Mark(kind="rods", look="sure", words="95% interval of the mean", places=sure),
             Mark(
                 kind="rods",
                 look="range",
@@ -104,6 +108,7 @@ def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, title: str) -> Picture:
             Mark(kind="rods", look="mean", words="± 1 standard deviation", places=spread),
             *_dots(spread_evenly(rows, MOST_DOTS), "avg_bitwidth", x, y),
             Mark(kind="line", look="mean", words="Mean of bins 0.1 bits wide", places=_along(x, y, centers, mean)),
+            Mark(kind="rule", look="enough", words="Enough", places=_along(x, y, *([value] for value in enough))),
         ),
     )
 
@@ -188,7 +193,7 @@ def front_picture(rows: pd.DataFrame, front: pd.DataFrame, recommended: pd.DataF
         title: above it.
     """
     best = front[front["cost"] == "avg_bitwidth"]
-    predicted = recommended[["predicted", "low", "high"]].clip(0, 1)
+    predicted = recommended[["predicted", "low", "high"]]
     x = cost_axis(rows["avg_bitwidth"].to_numpy(), "avg_bitwidth")
     y = accuracy_axis(np.concatenate([rows["accuracy"].to_numpy(), *predicted.to_numpy(dtype=float).T]))
     titles = tuple(
@@ -234,13 +239,11 @@ def prediction_picture(predictions: pd.DataFrame) -> Picture | None:
         order = drawn.sort_values(["measured", "predicted"], kind="stable")
         drawn = order.iloc[np.linspace(0, len(order) - 1, MOST_DOTS).round().astype(int)]
     measured, predicted = (drawn[name].to_numpy(dtype=float) for name in ("measured", "predicted"))
-    x, y = accuracy_axis(measured), accuracy_axis(predicted.clip(0, 1))
-    x = Axis(low=x.low, high=x.high, ticks=x.ticks, label="Measured accuracy")
-    y = Axis(low=y.low, high=y.high, ticks=y.ticks, label="Predicted accuracy")
-    ends = np.array([max(x.low, y.low), min(x.high, y.high)])
-    marks = (
-        [Mark(kind="line", look="range", words="Equal", places=_along(x, y, ends, ends))] if ends[0] < ends[1] else []
-    )
+    # One axis for both, so that the line of equality is the diagonal.
+    both = accuracy_axis(np.concatenate([measured, predicted.clip(0, 1)]))
+    x, y = replace(both, label="Measured accuracy"), replace(both, label="Predicted accuracy")
+    ends = (both.low, both.high)
+    marks = [Mark(kind="line", look="range", words="Equal", places=_along(x, y, ends, ends))]
     for fitted, look, words in ((True, "point", "Predicted without itself"), (False, "recommended", "Picked by hand")):
         chosen = drawn["fitted"].to_numpy(dtype=bool) == fitted
         if chosen.any():
@@ -296,7 +299,7 @@ def _rods(
     x: Axis, y: Axis, xs: Iterable[float], low: Iterable[float], high: Iterable[float]
 ) -> tuple[tuple[float, ...], ...]:
     return tuple(
-        (x.at(a), _down(y, b), _down(y, c))
+        (x.at(a), *(min(max(_down(y, end), 0.0), 100.0) for end in (b, c)))  # what goes on beyond the axis ends there
         for a, b, c in zip(xs, low, high, strict=True)
         if np.isfinite(b) and np.isfinite(c)
     )

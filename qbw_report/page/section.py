@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qbw_report.insight.answers import Answers, sentences
+from qbw_report.insight.answers import Answers
 from qbw_report.insight.finding import points as in_points
 from qbw_report.page.cloud import cloud
-from qbw_report.page.pictures import Picture, cost_picture, front_picture, metric_picture, prediction_picture
+from qbw_report.page.pictures import (
+    Picture,
+    answer_picture,
+    cost_picture,
+    front_picture,
+    metric_picture,
+    prediction_picture,
+)
 from qbw_report.page.shown import Shown, show
 from qbw_report.page.tables import View, headings, lines_of, view
 from qbw_report.selection import last_epoch
@@ -18,6 +25,15 @@ from qbw_report.sensitivity import layer_names
 
 Words = tuple[str | Shown, ...]
 """A sentence with its numbers."""
+
+
+OVER_EPOCHS = {
+    "lowest_bitwidth": ("Fewest bits within the tolerance of the best", "Average bitwidth (bits)"),
+    "lowest_cost": ("Bits from which a typical configuration is good enough", "Average bitwidth (bits)"),
+    "pearson": ("Correlation of accuracy and bitwidth", "Pearson's r"),
+    "spread": ("Spread among configurations of equal bits", "Standard deviation (share)"),
+}
+"""Answers that are drawn over epochs: title and axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +52,25 @@ class Tile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeatField:
+    """What one layer loses at one option.
+
+    Attributes:
+        effect: on accuracy.
+        low: lower end of its interval.
+        high: upper end of it.
+        shade: how strongly the field is coloured, from -10 to 10; 0 for not at all.
+        is_base: whether the effect is against this very option.
+    """
+
+    effect: Shown
+    low: Shown
+    high: Shown
+    shade: int
+    is_base: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeatRow:
     """What one layer loses.
 
@@ -47,7 +82,7 @@ class HeatRow:
 
     layer: str
     rank: Shown
-    fields: tuple[Shown, ...]
+    fields: tuple[HeatField, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +119,7 @@ class Tables:
     """The tables as they are written to CSV files, by the names of these."""
 
     answers: pd.DataFrame
+    answers_over_epochs: pd.DataFrame
     bins: pd.DataFrame
     comparison: pd.DataFrame
     front: pd.DataFrame
@@ -107,17 +143,17 @@ class Tables:
 
 
 def section(
-    rows: pd.DataFrame, answers: Answers, tables: Tables, anchor: str, unknown: str, pictures: Sequence[Picture]
+    rows: pd.DataFrame, answers: Answers, told: Sequence[str], tables: Tables, anchor: str, unknown: str
 ) -> Section:
     """Return what the page shows of one series.
 
     Args:
         rows: one series; at least one row.
         answers: of it.
+        told: of it, a sentence each.
         tables: of all series.
         anchor: its name in addresses.
         unknown: why nothing is known of where bits matter; empty where it is.
-        pictures: further ones over epochs.
     """
     series, epoch = answers.series, answers.epoch
     last = last_epoch(rows)
@@ -125,7 +161,9 @@ def section(
     sensitivity = tables.of("sensitivity", series)
     names = _names(sensitivity, rows)
     heat, options = _heat(tables, series)
-    metrics = (metric_picture(tables.of("statistics", series), metric) for metric in ("accuracy", "loss"))
+    over_epochs = tables.of("answers_over_epochs", series)
+    pictures = [metric_picture(tables.of("statistics", series), metric) for metric in ("accuracy", "loss")]
+    pictures += [answer_picture(over_epochs, column, *words) for column, words in OVER_EPOCHS.items()]
     title = f"Accuracy and cost, epoch {epoch + 1}"
     return Section(
         anchor=anchor,
@@ -134,9 +172,9 @@ def section(
         headline=_headline(answers, tables),
         tiles=_tiles(answers, tables),
         cautions=answers.cautions,
-        told=tuple(sentence for sentence in sentences(answers) if sentence not in answers.cautions),
-        cost=cost_picture(last, bins[bins["epoch"] == epoch], title),
-        cloud=cloud(rows, bins, names),
+        told=tuple(sentence for sentence in told if sentence not in answers.cautions),
+        cost=cost_picture(last, bins[bins["epoch"] == epoch], over_epochs.iloc[-1], title),
+        cloud=cloud(rows, bins, over_epochs, names),
         bins=view(
             tables.bins,
             "bins",
@@ -195,7 +233,7 @@ def section(
             ),
         ),
         prediction=prediction_picture(tables.of("predictions", series)),
-        over_epochs=(*(picture for picture in metrics if picture is not None), *pictures),
+        over_epochs=tuple(picture for picture in pictures if picture is not None),
         answers=view(
             tables.answers,
             "answers",
@@ -269,8 +307,8 @@ def _headline(answers: Answers, tables: Tables) -> Words:
                 number("best_accuracy", "percent"), " accuracy.")  # fmt: skip
     return (
         number("lowest_bitwidth", "decimals"), " bits on average are enough: ",
-        number("lowest_accuracy", "percent"), f" accuracy, within {in_points(answers.tolerance)} of the best (", *best,
-        ").",
+        number("lowest_accuracy", "percent"), " accuracy, within ",
+        in_points(answers.thresholds.tolerance), " of the best (", *best, ").",
     )  # fmt: skip
 
 
@@ -362,15 +400,11 @@ def _heat(tables: Tables, series: str) -> tuple[tuple[HeatRow, ...], tuple[int, 
     for _, places in sorted(at.items()):
         fields = []
         for option in options:
-            shown = show(table, "sensitivity", places[option], "effect", "points")
-            low, high = (show(table, "sensitivity", places[option], end, "points").text for end in ("low", "high"))
-            shade = round(10 * float(shown.value) / largest) if shown.value else 0
-            fields.append(
-                Shown(
-                    text=shown.text, value=shown.value, place=shown.place, form=shown.form, shade=shade,
-                    title=f"95%: {low} to {high} points",
-                )
-            )  # fmt: skip
+            line = places[option]
+            effect, low, high = (show(table, "sensitivity", line, name, "points") for name in ("effect", "low", "high"))
+            shade = round(10 * float(effect.value) / largest) if effect.value else 0
+            is_base = option == int(table["against"].iloc[line])
+            fields.append(HeatField(effect=effect, low=low, high=high, shade=shade, is_base=is_base))
         first = places[options[0]]
         rank = show(table, "sensitivity", first, "rank", "count")
         heat.append(HeatRow(layer=str(table["layer_name"].iloc[first]), rank=rank, fields=tuple(fields)))

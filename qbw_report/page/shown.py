@@ -76,16 +76,12 @@ class Shown:
         value: the number exactly as the CSV has it; empty where the field is a text, or has no value.
         place: where it stands there: ``answers.csv:12:value``, lines counted from 1 with the heading; empty likewise.
         form: which of `FORMS` made the text; empty likewise.
-        shade: how strongly the field is coloured, from -10 to 10; 0 for not at all.
-        title: what is told beside it; may be empty.
     """
 
     text: str
     value: str = ""
     place: str = ""
     form: str = ""
-    shade: int = 0
-    title: str = ""
 
 
 def show(table: pd.DataFrame, name: str, line: int, column: str, form: str) -> Shown:

@@ -40,8 +40,8 @@ def figures_of(series: str, *numbers: int) -> set[str]:
 
 
 ANSWERS = {
-    "answers", "comparison", "pairs", "sensitivity", "interactions", "front", "predictions", "recommendations",
-    "provenance",
+    "answers", "answers_over_epochs", "comparison", "pairs", "sensitivity", "interactions", "front", "predictions",
+    "recommendations", "provenance",
 }  # fmt: skip
 TABLES = {"index.html", "statistics.csv", "bins.csv", "statistics.json", ".qbw-report.json"} | {
     f"{name}.csv" for name in ANSWERS
