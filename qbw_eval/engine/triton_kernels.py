@@ -43,6 +43,9 @@ from qbw_eval.engine.packing import Split
 
 HALF = tl.constexpr(8388608.0)  # 2**23: float32 has no digits behind the point from here on
 
+EXACT = {"enable_fp_fusion": False}
+"""How every kernel is launched; see above."""
+
 SMALLEST = 16
 """Rows and columns of the smallest matrices that tensor cores multiply; 32 along what is summed over."""
 
@@ -160,7 +163,8 @@ def convolve(
     out = torch.empty(samples, down, across, outputs, dtype=dtype, device=x.device)
     if pixels:
         tile = tile or best_tile(x.device, pixels, outputs, channels)
-        _launcher(_convolution, x.device.type)[-(-pixels // tile.pixels), -(-outputs // tile.outputs)](
+        _launch(
+            *(_convolution, (-(-pixels // tile.pixels), -(-outputs // tile.outputs))),
             *(x, bank.weights, bank.corrections, bank.factors),
             *(epilogues.scales, epilogues.biases, epilogues.limits),
             *(epilogues.scales if other is None else other, out, choice),
@@ -169,7 +173,6 @@ def convolve(
             *(bank.wide, relu, other is not None, int(rounding), tile.pixels, tile.outputs, tile.channels),
             num_warps=tile.warps,
             num_stages=tile.stages,
-            enable_fp_fusion=False,
         )
     return out.permute(0, 3, 1, 2)
 
@@ -197,10 +200,15 @@ def rounded(x: Tensor, limits: Tensor, rounding: Rounding) -> Tensor:
     out = torch.empty_like(x, dtype=torch.uint8)
     if x.numel():
         block = 1024 if x.is_cuda else 2**16
-        _launcher(_rounding, x.device.type)[(-(-x.numel() // block),)](
-            *(x, limits, out, x.numel(), int(rounding), block), enable_fp_fusion=False
-        )
+        _launch(_rounding, (-(-x.numel() // block),), x, limits, out, x.numel(), int(rounding), block)
     return out
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: int) -> None:
+    """Launch a kernel, whose first argument is x, on the device that x is on."""
+    here = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with here:  # Triton itself takes the current device
+        _launcher(kernel, x.device.type)[grid](x, *arguments, **settings, **EXACT)
 
 
 @cache

@@ -29,6 +29,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: pip inst
 from qbw_eval.engine import triton_arithmetic  # noqa: E402 - they need Triton
 from qbw_eval.engine.triton_arithmetic import TritonArithmetic, why_not_on  # noqa: E402
 from qbw_eval.engine.triton_kernels import (  # noqa: E402
+    EXACT,
     Epilogues,
     Rounding,
     Tile,
@@ -464,7 +465,8 @@ def compiled_for(capability: int, rounding: Rounding) -> dict[str, bytes]:
         if name.islower()
     }
     geometry = (3, 3, 1, 1, 1, 1, 1, 1)
-    settings = (*geometry, True, True, True, int(rounding), 128, 64, 64)
+    tile = Tile()
+    settings = (*geometry, True, True, True, int(rounding), tile.pixels, tile.outputs, tile.channels)
     names = [name for name in kernel.arg_names if name.isupper()]
     constants = {(kernel.arg_names.index(name),): value for name, value in zip(names, settings, strict=True)}
     aligned = [*range(len(pointers)), *(kernel.arg_names.index(name) for name in ("channels", "outputs"))]
@@ -474,7 +476,7 @@ def compiled_for(capability: int, rounding: Rounding) -> dict[str, bytes]:
         constexprs=constants,
         attrs={(number,): [["tt.divisibility", 16]] for number in aligned},  # as a launch finds out by itself
     )
-    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": False}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, **EXACT}
     assembly: dict[str, bytes] = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
     return assembly
 
