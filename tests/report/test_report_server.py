@@ -156,7 +156,7 @@ def test_a_running_server_follows_a_rebuilt_report_without_doubling_it(tmp_path:
         assert not np.isnan([value for _, value in scalars(address, "demo", "Answers/knee")]).any()
         shutil.rmtree(tmp_path / "records")
         # Of so few rows hardly anything can be told: what was told before must be gone, in the table of series, too.
-        fewer, new = simulate(epochs=3, configs=4), simulate(experiment="new", engine="integer")
+        fewer, new = simulate(epochs=3, configs=4), simulate(experiment="new", epochs=1, configs=6, engine="integer")
         one = [row([2, 4], 1, experiment="one", loss=math.nan)]
         build(write_records(tmp_path / "records", fewer, new, one), out, every=5)
         until(lambda: has_read(address, numbers_of(out)), log)
