@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST_READY := $(VENV)/.test-ready
 QUALITY_READY := $(VENV)/.quality-ready
 
 RECORDS ?= results/records
@@ -19,18 +20,23 @@ ARGS ?=
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv with everything that the other targets need
+setup: $(TEST_READY) ## create .venv with everything that the other targets need
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "make: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	@echo "make: creating $(VENV) and installing the pinned packages (about a minute; once)" >&2
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo]'
 	@touch $@
 
-$(QUALITY_READY): $(READY)
+$(TEST_READY): $(READY)
+	@echo "make: installing what tests and measurements need (half a minute; once)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,gpu,test,browser]'
+	@touch $@
+
+$(QUALITY_READY): $(TEST_READY)
 	@echo "make: installing coverage and mutmut (once)" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,test,quality]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,gpu,test,browser,quality]'
 	@touch $@
 
 # The demo's network is tiny: on a busy machine a second thread is mostly waited for.
@@ -75,16 +81,16 @@ tensorboard: $(READY) ## serve the report's TensorBoard files: [REPORT=folder]
 
 # A file's tests stay together: they share what their fixtures have trained.
 test: export OMP_NUM_THREADS = 1
-test: $(READY) ## run the tests: [JOBS=2] [ARGS="-k words"]
+test: $(TEST_READY) ## run the tests: [JOBS=2] [ARGS="-k words"]
 	@echo "make: running the tests in $(or $(JOBS),2) processes (some ten minutes)" >&2
 	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
 
-torture: $(READY) ## kill, race, fill, cut and damage the store, and read hostile checkpoints: [TORTURE_SCALE=1] [SEED=1] [JSON=file] [ARGS="-k races"]
+torture: $(TEST_READY) ## kill, race, fill, cut and damage the store, and read hostile checkpoints: [TORTURE_SCALE=1] [SEED=1] [JSON=file] [ARGS="-k races"]
 	@echo "make: torturing the store and the loader (TORTURE_SCALE=1: about half an hour; power cuts and full disks need root)" >&2
 	@TORTURE_SCALE=$(or $(TORTURE_SCALE),1) TORTURE_SEED=$(or $(SEED),1) TORTURE_JSON='$(or $(JSON),$(TORTURE_JSON))' \
 		$(BIN)/python -m pytest tests/torture $(ARGS)
 
-torture-table: $(READY) ## render what `make torture` measured into docs/reliability.md: [JSON=file]
+torture-table: $(TEST_READY) ## render what `make torture` measured into docs/reliability.md: [JSON=file]
 	@$(BIN)/python tests/torture/table.py '$(or $(JSON),$(TORTURE_JSON))' docs/reliability.md
 
 coverage: $(QUALITY_READY) ## branch coverage of the store and the loader by their own tests; fails under 100%
@@ -100,16 +106,16 @@ mutation: $(QUALITY_READY) ## change the store and the loader in every small way
 	@$(BIN)/mutmut run --max-children $(or $(JOBS),1) $(ARGS) > mutants/mutmut.log 2>&1 || { tail -n 40 mutants/mutmut.log >&2; exit 1; }
 	@$(BIN)/python tests/mutants.py
 
-check: $(READY) ## lint and type-check
+check: $(TEST_READY) ## lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(READY) ## measure, one line per figure: [JSON=file] [QUICK=1: 3 minutes] [ARGS="--threads 2 --rounds 3"]
+bench: $(TEST_READY) ## measure, one line per figure: [JSON=file] [QUICK=1: 3 minutes] [ARGS="--threads 2 --rounds 3"]
 	@echo "make: measuring on an idle machine, please (the better part of an hour; QUICK=1: under 3 minutes)" >&2
 	@$(BIN)/python -m benchmarks.bench $(if $(JSON),--json '$(JSON)') $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
-bench-table: $(READY) ## render what `make bench JSON=file` measured into docs/performance.md: JSON=file
+bench-table: $(TEST_READY) ## render what `make bench JSON=file` measured into docs/performance.md: JSON=file
 	@test -n '$(JSON)' || { echo "make: say which figures: make bench-table JSON=results/bench.json" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.table '$(JSON)' docs/performance.md
 

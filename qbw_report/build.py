@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from matplotlib.figure import Figure
 
 from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
-from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
+from qbw_report.dashboards import settings_of
+from qbw_report.events import (
+    IMAGE_TAG,
+    OVER_EPOCHS_TAG,
+    SENSITIVITY_TAG,
+    event_file,
+    event_file_name,
+    our_event_files,
+    wall_times,
+)
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import checked_part_paths, read_records
-from qbw_report.frontier import front, predictions
+from qbw_report.frontier import front, predictions, predictions_in_words
 from qbw_report.insight.answers import Answers, answer, sentences
-from qbw_report.insight.curve import TOLERANCE
 from qbw_report.insight.over_epochs import answers_over_epochs
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from qbw_report.insight.trend import find_trend, trend_in_words
 from qbw_report.intervals import with_intervals
 from qbw_report.layers import Layers, read_layers
@@ -57,10 +67,11 @@ class Analysis:
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
-        over_epochs: a line per series and epoch: `qbw_report.insight.over_epochs.answers_over_epochs`.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
+        predictions: of each series, beside what was measured: `qbw_report.frontier.predictions`.
         recommendations: what to ship at a few budgets: `qbw_report.levels.recommendations`.
+        thresholds: what readings are made with.
         notes: sentences about what is odd in the records.
         parts: how many Parquet files the rows come from.
         left_out: how many damaged parts nothing here is made from.
@@ -72,22 +83,37 @@ class Analysis:
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
-    over_epochs: pd.DataFrame
     findings: pd.DataFrame
     comparison: pd.DataFrame
+    predictions: Mapping[str, pd.DataFrame]
     recommendations: pd.DataFrame
+    thresholds: Thresholds
     notes: list[str]
     parts: int
     left_out: int
 
+    @cached_property
+    def over_epochs(self) -> pd.DataFrame:
+        """A line per series and epoch: `qbw_report.insight.over_epochs`; made when asked for, as it takes longest."""
+        return answers_over_epochs(self.rows, self.thresholds.tolerance)
 
-def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERANCE) -> Analysis:
+    def sentences(self, series: str) -> list[str]:
+        """Return what is told of a series, a sentence each: its answers, then predictions against measurements."""
+        answers = next(each for each in self.answers if each.series == series)
+        rows = self.rows[self.rows["series"] == series]
+        return [
+            *sentences(answers),
+            *predictions_in_words(rows, self.predictions[series], self.sensitivity[series]),
+        ]
+
+
+def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS) -> Analysis:
     """Return the statistics and answers of a records folder.
 
     Args:
         records: the records folder.
         skip_bad: leave bad parts out, and say so in the notes, instead of refusing.
-        tolerance: the loss of accuracy that is acceptable, as a share.
+        thresholds: what readings are made with.
 
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
@@ -97,7 +123,7 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
     epochs = per_epoch(rows)
     groups = {str(series): group for series, group in rows.groupby("series")}
     layers, bad_tables = _layers_of(records, groups)
-    answers = [answer(group, tolerance) for group in groups.values()]
+    answers = [answer(group, thresholds) for group in groups.values()]
     sensitivity = {series: find_sensitivity(group, layers[series]) for series, group in groups.items()}
     findings = findings_table(answers, {series: found.findings for series, found in sensitivity.items()})
     return Analysis(
@@ -107,12 +133,13 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
-        over_epochs=answers_over_epochs(rows, tolerance),
         findings=findings,
         comparison=overview(answers, findings, epochs, rows),
+        predictions={series: predictions(group, sensitivity[series].model) for series, group in groups.items()},
         recommendations=_stacked(
             [recommendations(group, layers[series], sensitivity[series]) for series, group in groups.items()]
         ),
+        thresholds=thresholds,
         notes=[*left_out, *notes_on(rows), *bad_tables],
         parts=sum(path.name != ANCHOR_NAME for path in checked_part_paths(records)),
         left_out=len(left_out),
@@ -126,7 +153,7 @@ def build(
     say: Callable[[str], None] = lambda _: None,
     *,
     skip_bad: bool = False,
-    tolerance: float = TOLERANCE,
+    thresholds: Thresholds = DEFAULTS,
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -138,7 +165,7 @@ def build(
         every: draw the figure of every so many epochs, and of the last.
         say: told what happens, a phrase at a time.
         skip_bad: leave bad parts out, and say so, instead of refusing.
-        tolerance: the loss of accuracy that is acceptable, as a share.
+        thresholds: what readings are made with.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -147,7 +174,7 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance)
+    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds)
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
 
@@ -157,35 +184,32 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
     for series, folder in folders.items():
         say(f"drawing {series}")
         rows = analysis.rows[analysis.rows["series"] == series]
-        statistics = analysis.epochs[analysis.epochs["series"] == series]
-        images: dict[int, bytes] = {}
-        for epoch, figure in bitwidth_figures(rows, every):
+        images: dict[str, dict[int, bytes]] = {}
+        for tag, epoch, stem, figure in figures_of(analysis, series, every):
             caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/bitwidth_vs_accuracy_epoch_{epoch + 1:03d}"
-            images[epoch] = png_bytes(figure)
-            yield f"{stem}.png", images[epoch]
-            yield f"{stem}.svg", svg_bytes(figure)
-        for metric, figure in metric_figures(statistics):
-            caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/{metric}_over_epochs"
-            yield f"{stem}.png", png_bytes(figure)
-            yield f"{stem}.svg", svg_bytes(figure)
-        effects = analysis.sensitivity[series].table
-        if _has_effects(effects):
-            figure = plot_sensitivity(effects, f"{series}: where bits matter, epoch {effects['epoch'].iloc[0] + 1}")
-            caution_left_out(figure, analysis.left_out)
-            yield f"{FIGURES}/{folder}/sensitivity.png", png_bytes(figure)
-            yield f"{FIGURES}/{folder}/sensitivity.svg", svg_bytes(figure)
+            png = images.setdefault(tag, {})[epoch] = png_bytes(figure)
+            yield f"{FIGURES}/{folder}/{stem}.png", png
+            yield f"{FIGURES}/{folder}/{stem}.svg", svg_bytes(figure)
         times = wall_times(rows)
-        events = event_file(statistics, images, times)
+        events = event_file(_numbers(analysis, series), images, times, settings_of(rows))
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     tables = all_tables(analysis)
     for name, table in tables.items():
         yield f"{name}.csv", csv_bytes(table)
     yield "statistics.json", json_text(analysis).encode()
     say("writing the page")
-    page = page_bytes(analysis.rows, analysis.answers, analysis.sensitivity, tables, analysis.notes, analysis.parts)
-    yield PAGE, page
+    told = {answers.series: analysis.sentences(answers.series) for answers in analysis.answers}
+    yield (
+        PAGE,
+        page_bytes(analysis.rows, analysis.answers, told, analysis.sensitivity, tables, analysis.notes, analysis.parts),
+    )
+
+
+def _numbers(analysis: Analysis, series: str) -> pd.DataFrame:
+    """Return a line per epoch of a series: its statistics, and what they answer."""
+    keys = ["series", "epoch", "configs"]
+    numbers = analysis.epochs.merge(analysis.over_epochs, on=keys, validate="one_to_one")
+    return numbers[numbers["series"] == series]
 
 
 def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Layers | None], list[str]]:
@@ -220,7 +244,7 @@ def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "sensitivity": _stacked([found[name].table for name in series]),
         "interactions": _stacked([found[name].interactions for name in series]),
         "front": _stacked([front(rows) for rows in series.values()]),
-        "predictions": _stacked([predictions(rows, found[name].model) for name, rows in series.items()]),
+        "predictions": _stacked([analysis.predictions[name] for name in series]),
         "recommendations": analysis.recommendations,
         "provenance": provenance(analysis.rows),
     }
@@ -232,13 +256,32 @@ def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True) if filled else tables[0]
 
 
-def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figure]]:
+def figures_of(analysis: Analysis, series: str, every: int) -> Iterator[tuple[str, int, str, Figure]]:
+    """Yield every figure of a series: its tag in TensorBoard, its epoch (0-based), its file's name, and itself."""
+    rows = analysis.rows[analysis.rows["series"] == series]
+    last = int(rows["epoch"].max())
+    for epoch, figure in bitwidth_figures(rows, every, analysis.thresholds):
+        yield IMAGE_TAG, epoch, f"bitwidth_vs_accuracy_epoch_{epoch + 1:03d}", figure
+    for metric, figure in metric_figures(analysis.epochs[analysis.epochs["series"] == series]):
+        yield OVER_EPOCHS_TAG.format(metric), last, f"{metric}_over_epochs", figure
+    effects = analysis.sensitivity[series].table
+    if _has_effects(effects):
+        epoch = int(effects["epoch"].iloc[0])
+        yield (
+            SENSITIVITY_TAG,
+            epoch,
+            "sensitivity",
+            plot_sensitivity(effects, f"{series}: where bits matter, epoch {epoch + 1}"),
+        )
+
+
+def bitwidth_figures(rows: pd.DataFrame, every: int, thresholds: Thresholds = DEFAULTS) -> Iterator[tuple[int, Figure]]:
     """Yield epoch (0-based) and figure of one series, for each epoch that gets one."""
     for epoch in figure_epochs(sorted(rows["epoch"].unique().tolist()), every):
         of_epoch = rows[rows["epoch"] == epoch]
         title = f"{of_epoch['series'].iloc[0]}: bitwidth and accuracy"
         drawn, _ = typical_rows(of_epoch)
-        trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth")))
+        trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth"), thresholds))
         yield epoch, plot_bitwidth_vs_accuracy(of_epoch["avg_bitwidth"], of_epoch["accuracy"], epoch, title, trend)
 
 
@@ -273,7 +316,7 @@ def json_text(analysis: Analysis) -> str:
                 "answers": {
                     **asdict(answers),
                     "findings": _records(analysis.findings, answers.series, ["series", "epoch"]),
-                    "sentences": sentences(answers),
+                    "sentences": analysis.sentences(answers.series),
                 },
                 "epochs": _records(analysis.epochs, answers.series),
                 "bins": _records(analysis.bins, answers.series),

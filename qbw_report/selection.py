@@ -38,6 +38,15 @@ def typical_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return drawn, f"{configurations(len(drawn))} ({kinds}){without}"
 
 
+def cost_missing(rows: pd.DataFrame, cost: str) -> str:
+    """Return why accuracy cannot be set against a cost; empty where every row says what it costs.
+
+    A correlation with a gap does not exist, as that of a constant accuracy does not; only the latter is flat.
+    """
+    missing = int((~np.isfinite(rows[cost].to_numpy(dtype=float))).sum())
+    return f"{cost} is missing in {missing:,} of {configurations(len(rows))}" if missing else ""
+
+
 def strata_of(rows: pd.DataFrame, cost: str) -> np.ndarray | None:
     """Return the costs that the sampler spread evenly; None where it drew rows independently of their cost."""
     aimed = rows["target_cost"] == cost

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
+from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.graph import UntraceableError
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
+from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.memory import is_out_of_memory
@@ -137,25 +139,47 @@ def _faster(
     """Return the incremental engine or, where that is wanted and right, the one that computes with integers."""
     if name == "incremental":
         return Choice(incremental, "as asked")
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors_in(inputs))
-    if name == "auto" and not on_cpu:
-        return Choice(incremental, "equal to the reference in every bit; integers run on the CPU only")
+    device = next((tensor.device for tensor in tensors_in(inputs)), torch.device("cpu"))
+    if name == "auto" and device.type != "cpu":
+        return Choice(incremental, "equal to the reference in every bit; integers were never measured on a GPU")
     if name == "auto" and (work is None or work < WORTH_COMPILING):
         return Choice(incremental, "equal to the reference in every bit, and there is little to compute")
     if not all(bool(logits.isfinite().all()) for logits in expected.values()):
         what = "some of its logits are NaN or infinite, which integers cannot carry on"
         return Choice(incremental, f"equal to the reference in every bit; no integers: {what}")
     try:
-        passes = fastest_passes()
-        integer = IntegerEngine(model, layer_names, inputs, options, cache_bytes, passes, adopted.for_integers)
+        arithmetic, how = _arithmetic_on(device, cache_bytes // 2)
+        integer = IntegerEngine(
+            *(model, layer_names, inputs, options, cache_bytes),
+            stand_ins=adopted.for_integers,
+            arithmetic=arithmetic,
+        )
     except DeclinedError as error:
         return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
-    between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"
-    reason = f"exact convolutions of integers at 8 bits or fewer; what lies between them is {between}"
+    reason = f"exact convolutions of integers at 8 bits or fewer; {how}"
     if integer.in_float32:
         name, why = next(iter(integer.in_float32.items()))
         reason += f"; {len(integer.in_float32)} layers are in float32, such as {name}: {why}"
     return Choice(integer, reason)
+
+
+def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, str]:
+    """Return what convolves integers on a device, and what there is to say about it.
+
+    Raises:
+        DeclinedError: nothing does.
+    """
+    if device.type == "cpu":
+        passes = fastest_passes()
+        between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"
+        return OnednnArithmetic(cache_bytes, passes), f"what lies between them is {between}"
+    if device.type != "cuda":
+        raise DeclinedError(f"nothing convolves them on {device}")
+    try:
+        from qbw_eval.engine.triton_arithmetic import TritonArithmetic  # optional, and slow to import
+    except ImportError:
+        raise DeclinedError("Triton, which convolves them on a GPU, is not installed: pip install '.[gpu]'") from None
+    return TritonArithmetic(device, cache_bytes), "by Triton, whose speed was never measured on a GPU"
 
 
 _MOST_SUFFIXES = 16

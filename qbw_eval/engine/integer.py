@@ -1,10 +1,11 @@
-"""Exact low-bit arithmetic on the CPU: at 8 bits or fewer a quantized layer is a convolution of integers.
+"""Exact low-bit arithmetic: at 8 bits or fewer a quantized layer is a convolution of integers.
 
 Every region of the network (`regions`) becomes one operation (`integer_region`): an int8 convolution that is exact
-(`packing`), then batch norm, sum, ReLU and the rounding for the next layer in float32, folded into one multiplication
-and one addition. Between two layers that nobody else reads the tensor stays uint8. What an operation computes depends
-on the bits of its own layer and of the layer it rounds for, never on what was computed before or beside it, so that the
-order and the company of a configuration cannot change its result. `walk` recomputes only what changed.
+(`convolutions`), then batch norm, sum, ReLU and the rounding for the next layer in float32, folded into one
+multiplication and one addition. Between two layers that nobody else reads the tensor stays uint8. What an operation
+computes depends on the bits of its own layer and of the layer it rounds for, never on what was computed before or
+beside it, so that the order and the company of a configuration cannot change its result. `walk` recomputes only what
+changed.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qbw_eval.engine.cache import BoundedCache
+from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.graph import TracedNetwork, trace_network
 from qbw_eval.engine.incremental import QuantizedWeights, TracedEngine, operation_of, own_layer
 from qbw_eval.engine.integer_region import MOST_BITS, IntegerRegion
-from qbw_eval.engine.packing import PackedConvolution, why_not_here
+from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.regions import Region, find_regions
 from qbw_eval.engine.walk import Operation, Program
@@ -34,13 +35,14 @@ class IntegerEngine(TracedEngine):
     """Exact convolutions of integers; see the module.
 
     Args:
-        model: the network, in evaluation mode, on the CPU.
+        model: the network, in evaluation mode, where `arithmetic` computes.
         layer_names: what a configuration's bitwidths belong to.
         inputs: a batch; only its containers count.
         options: bitwidths that will be asked for; others work as well.
         cache_bytes: how much may be spent on quantized and packed weights.
         passes: what lies between convolutions, plain or compiled; both give the same bits.
         stand_ins: layers of ours that are the network's own in another form (`adoption`).
+        arithmetic: what convolves, with passes of its own; oneDNN if left out.
 
     Attributes:
         in_float32: layer -> why it does not run in integers at some of the options up to 8 bits.
@@ -62,15 +64,18 @@ class IntegerEngine(TracedEngine):
         cache_bytes: int,
         passes: Passes = PLAIN,
         stand_ins: StandIns = NO_STAND_INS,
+        arithmetic: Arithmetic | None = None,
     ) -> None:
-        _check(model)
+        if arithmetic is None:
+            arithmetic = OnednnArithmetic(cache_bytes // 2, passes)
+        _check(model, arithmetic)
         traced = trace_network(model, layer_names, inputs, stand_ins)
-        weights, packed = QuantizedWeights(cache_bytes // 2), BoundedCache[PackedConvolution](cache_bytes // 2)
+        weights = QuantizedWeights(cache_bytes // 2)
         regions: dict[fx.Node, IntegerRegion] = {}
         for region in reversed(find_regions(traced, own_layer)):  # readers come after what they read
             (position,) = traced.layers[region.node]
             reader = regions[region.reader] if region.reader is not None else None
-            regions[region.node] = IntegerRegion(region, position, reader, weights, packed, passes)
+            regions[region.node] = IntegerRegion(region, position, reader, weights, arithmetic)
         if not regions:
             raise DeclinedError("none of its quantized layers is one that QBW knows the arithmetic of")
         few = [bits for bits in options if bits <= MOST_BITS]
@@ -97,14 +102,12 @@ class IntegerEngine(TracedEngine):
         )
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, arithmetic: Arithmetic) -> None:
     """Raise DeclinedError where integer arithmetic cannot be exact."""
-    reason = why_not_here()
+    tensors = [*model.parameters(), *model.buffers()]
+    reason = arithmetic.why_not(list({tensor.device for tensor in tensors}))
     if reason is not None:
         raise DeclinedError(reason)
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        raise DeclinedError("it runs on the CPU only")
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors):
         raise DeclinedError("its weights are not float32")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):

@@ -6,12 +6,14 @@ multiplications and additions are not contracted (Inductor compiles with -ffp-co
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from qbw_eval.quantization.layers import ActivationGrid
 
 Pass = Callable[..., Tensor]
 
@@ -109,3 +111,38 @@ def fastest_passes() -> Passes:
     except Exception:  # a compiler that is there and does not work fails in many ways
         return PLAIN
     return passes
+
+
+def rounded(x: Tensor, grid: ActivationGrid, by_clipping: Pass, by_step: Pass) -> Tensor:
+    """Return what one of two passes makes of x, the one that the grid is for; in the shape of x.
+
+    Args:
+        x: images in channels_last, or anything else.
+        grid: what x is rounded to.
+        by_clipping: where the grid has a clipping value.
+        by_step: where it has none.
+    """
+    rows, largest = rows_of(x), _number(grid.largest, x)
+    if grid.clipping is not None:
+        return shaped(by_clipping(rows, _number(grid.clipping, x), largest), x.shape)
+    return shaped(by_step(rows, _number(grid.unit, x), largest), x.shape)
+
+
+def _number(value: float, like: Tensor) -> Tensor:
+    """Return a number in float32 beside a tensor: filled in there, so that nobody waits for a copy."""
+    return torch.full((), float(value), device=like.device)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return (N, C, H, W) or (..., C) as (pixels, C), which copies nothing where images are in channels_last."""
+    if x.ndim == 4:
+        x = x.permute(0, 2, 3, 1)
+    return x.reshape(-1, x.shape[-1])
+
+
+def shaped(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `rows_of` for values of `shape`; images are in channels_last."""
+    if len(shape) == 4:
+        n, c, h, w = shape
+        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+    return rows.view(*shape)

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from qbw_report.insight.answers import best_and_lowest
-from qbw_report.insight.curve import TOLERANCE, curve_of
+from qbw_report.insight.curve import curve_of
 from qbw_report.insight.stability import spread_findings
+from qbw_report.insight.thresholds import DEFAULTS
 from qbw_report.insight.trend import correlation_findings
 from qbw_report.selection import typical_rows
 
@@ -30,7 +31,7 @@ _READ = [
 ]  # fmt: skip
 
 
-def answers_over_epochs(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
+def answers_over_epochs(rows: pd.DataFrame, tolerance: float = DEFAULTS.tolerance) -> pd.DataFrame:
     """Return one line per series and epoch, sorted: what `qbw_report.insight.answers.answer` would say of it.
 
     Every number is NaN where it cannot be told, and where there is none (a knee). `configs` counts all rows, of which

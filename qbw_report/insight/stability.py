@@ -16,9 +16,6 @@ from qbw_report.selection import configurations, typical_rows
 LEAST_FREEDOM = 8
 """Configurations beyond the first of each bin; with fewer, a standard deviation is known to no better than a half."""
 
-NOISY_RATIO = 1.5
-"""Accuracy is more variable at low bits where its standard deviation there is at least so many times the other."""
-
 _SPREAD = "mean over bins (0.1 bits wide) of the standard deviation (ddof 0) within; bins of one configuration left out"
 _BEYOND = "variance within bins less that of the samples, by {}; 95% by chi-squared with Satterthwaite's freedom"
 _BY_MASK = "two-way analysis of variance, configurations by samples"
@@ -46,10 +43,15 @@ class Spread:
     by_mask: bool
 
 
-def stability_findings(rows: pd.DataFrame) -> list[Finding]:
-    """Return spread within bins, noise, what is left without it, and whether it is larger at low bits."""
+def stability_findings(rows: pd.DataFrame, noisy_ratio: float) -> list[Finding]:
+    """Return spread within bins, noise, what is left without it, and whether it is larger at low bits.
+
+    Args:
+        rows: one epoch of one series, with `bitwidth_bin`.
+        noisy_ratio: from how many times the spread at high bits on that at low bits is called larger.
+    """
     drawn, source = typical_rows(rows)
-    return [*spread_findings(drawn, source), low_bits_finding(drawn, source)]
+    return [*spread_findings(drawn, source), low_bits_finding(drawn, source, noisy_ratio)]
 
 
 def spread_findings(drawn: pd.DataFrame, source: str) -> list[Finding]:
@@ -127,8 +129,11 @@ def beyond_noise(spread: Spread) -> tuple[float, float, float]:
     return value, low, high
 
 
-def low_bits_finding(drawn: pd.DataFrame, source: str) -> Finding:
-    """Return how many times more accuracy varies in the lower half of bitwidths than in the upper."""
+def low_bits_finding(drawn: pd.DataFrame, source: str, noisy_ratio: float) -> Finding:
+    """Return how many times more accuracy varies in the lower half of bitwidths than in the upper.
+
+    It is called more variable there from `noisy_ratio` on, where that is more than chance.
+    """
     told = {"cost": "avg_bitwidth", "configs": len(drawn), "method": _RATIO, "source": source}
     x, y = drawn["avg_bitwidth"].to_numpy(dtype=float), drawn["accuracy"].to_numpy(dtype=float)
     order = np.argsort(x, kind="stable")
@@ -147,5 +152,5 @@ def low_bits_finding(drawn: pd.DataFrame, source: str) -> Finding:
         away = (np.abs(low - np.median(low)), np.abs(high - np.median(high)))
         p_value = float(ttest_ind(*away, equal_var=False).pvalue)
     sure = p_value < 0.05
-    verdict = "more variable at low bits" if sure and ratio >= NOISY_RATIO else "no more variable at low bits"
+    verdict = "more variable at low bits" if sure and ratio >= noisy_ratio else "no more variable at low bits"
     return Finding(question="low_bits", value=ratio, verdict=f"{verdict} (p = {p_value:.2g})", **told)  # type: ignore[arg-type]  # likewise

@@ -23,7 +23,7 @@ MOST_POINTS = 40_000
 MOST_EPOCHS = 200
 """Steps of the slider; a telephone's screen has not many more pixels."""
 
-LEAST_FOR_BAND = 4
+LEAST_FOR_INTERVAL = 4
 """Bins of fewer configurations have intervals that say nothing but this, and would cover the picture."""
 
 _COLUMNS = by_name(RECORD_COLUMNS)
@@ -122,7 +122,7 @@ def cloud(
             | {"enough": [_plain(value) for value in enough.loc[epoch]]}
             for epoch in epochs
         ],
-        "least_for_band": LEAST_FOR_BAND,
+        "least_for_interval": LEAST_FOR_INTERVAL,
     }
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from qbw_report.page.axes import Axis, axis, place
-from qbw_report.page.cloud import LEAST_FOR_BAND, accuracy_axis, cost_axis, kinds_of, shown_epochs, spread_evenly
+from qbw_report.page.cloud import LEAST_FOR_INTERVAL, accuracy_axis, cost_axis, kinds_of, shown_epochs, spread_evenly
 from qbw_report.page.shown import digits, percent
 from qbw_report.statistics import METRICS
 from schemas.columns import by_name
@@ -21,7 +21,7 @@ from schemas.records import RECORD_COLUMNS
 
 Kind = Literal["line", "band", "rods", "dots", "rule"]
 
-MOST_DOTS = 1500
+MOST_DOTS = 800
 """A picture that is drawn as shapes holds no more of them; the cloud of accuracy against cost is a canvas."""
 
 _COLUMNS = by_name(RECORD_COLUMNS)
@@ -80,8 +80,9 @@ def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, answers: pd.Series, tit
     x, y = cost_axis(rows["avg_bitwidth"].to_numpy(), "avg_bitwidth"), accuracy_axis(rows["accuracy"].to_numpy())
     centers, mean = bins["bitwidth_bin"].to_numpy(), bins["accuracy_mean"].to_numpy()
     wide = bins[bins["configs"] > 1]
-    known = bins[bins["configs"] >= LEAST_FOR_BAND]
-    band = _band(x, y, known["bitwidth_bin"], known["accuracy_low"], known["accuracy_high"])
+    known = bins[bins["configs"] >= LEAST_FOR_INTERVAL]
+    # A bar for each bin, not a band: between far bins that have an interval there may be some that have none.
+    sure = _rods(x, y, known["bitwidth_bin"], known["accuracy_low"], known["accuracy_high"])
     spread = _rods(
         x,
         y,
@@ -97,7 +98,7 @@ def cost_picture(rows: pd.DataFrame, bins: pd.DataFrame, answers: pd.Series, tit
         x=x,
         y=y,
         marks=(
-            Mark(kind="band", look="mean", words="95% interval of the mean", places=band),
+            Mark(kind="rods", look="sure", words="95% interval of the mean", places=sure),
             Mark(
                 kind="rods",
                 look="range",
@@ -147,7 +148,7 @@ def metric_picture(statistics: pd.DataFrame, metric: str) -> Picture | None:
     )
 
 
-def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: str) -> Picture | None:
+def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: str, size: int) -> Picture | None:
     """Return an answer over epochs, with its interval; None where fewer than two epochs have it.
 
     Args:
@@ -155,16 +156,18 @@ def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: st
         column: the answer; `<column>_low` and `<column>_high` hold its interval, where there is one.
         title: above the picture.
         label: of the vertical axis.
+        size: how many units of this axis one of the table's is.
     """
     known = over_epochs[np.isfinite(over_epochs[column].astype(float))]
     if len(known) < 2:
         return None
     known = known[known["epoch"].isin(shown_epochs([int(epoch) for epoch in known["epoch"]]))]
-    epochs, value = known["epoch"].to_numpy() + 1.0, known[column].to_numpy(dtype=float)
-    bounds = [f"{column}_{end}" for end in ("low", "high")]
-    low, high = (known[name].to_numpy(dtype=float) if name in known else np.full(len(known), np.nan) for name in bounds)
+    epochs = known["epoch"].to_numpy() + 1.0
+    # A column that is not there has NaN for every epoch.
+    numbers = size * known.reindex(columns=[column, f"{column}_low", f"{column}_high"]).to_numpy(dtype=float)
+    value, low, high = numbers.T
     x = epoch_axis(known["epoch"])
-    y = axis(np.concatenate([value, low, high]), label, digits, least=max(0.05 * float(np.abs(value).max()), 1e-6))
+    y = axis(numbers.ravel(), label, digits, least=max(0.05 * float(np.abs(value).max()), 1e-6))
     sure = np.isfinite(low) & np.isfinite(high)
     return Picture(
         name=f"{column.replace('_', '-')}-over-epochs",
@@ -176,7 +179,7 @@ def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: st
             Mark(
                 kind="rods", look="range", words="95% interval", places=_rods(x, y, epochs[sure], low[sure], high[sure])
             ),
-            Mark(kind="line", look="points", words=title, places=_along(x, y, epochs, value)),
+            Mark(kind="line", look="points", words="", places=_along(x, y, epochs, value)),
             *_few(x, y, epochs, value, "point"),
         ),
     )
@@ -298,7 +301,7 @@ def _rods(
     x: Axis, y: Axis, xs: Iterable[float], low: Iterable[float], high: Iterable[float]
 ) -> tuple[tuple[float, ...], ...]:
     return tuple(
-        (x.at(a), _down(y, b), _down(y, c))
+        (x.at(a), *(min(max(_down(y, end), 0.0), 100.0) for end in (b, c)))  # what goes on beyond the axis ends there
         for a, b, c in zip(xs, low, high, strict=True)
         if np.isfinite(b) and np.isfinite(c)
     )

@@ -1,12 +1,13 @@
 """One series -> what the page shows of it: the answer, what it rests on, pictures, tables."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from qbw_report.insight.answers import Answers, sentences
+from qbw_report.insight.answers import Answers
 from qbw_report.insight.finding import points as in_points
 from qbw_report.page.cloud import cloud
 from qbw_report.page.pictures import (
@@ -27,12 +28,12 @@ Words = tuple[str | Shown, ...]
 
 
 OVER_EPOCHS = {
-    "lowest_bitwidth": ("Fewest bits within the tolerance of the best", "Average bitwidth (bits)"),
-    "lowest_cost": ("Bits from which a typical configuration is good enough", "Average bitwidth (bits)"),
-    "pearson": ("Correlation of accuracy and bitwidth", "Pearson's r"),
-    "spread": ("Spread among configurations of equal bits", "Standard deviation (share)"),
+    "lowest_bitwidth": ("Fewest bits within the tolerance of the best", "Average bitwidth (bits)", 1),
+    "lowest_cost": ("Bits from which a typical configuration is good enough", "Average bitwidth (bits)", 1),
+    "pearson": ("Correlation of accuracy and bitwidth", "Pearson's r", 1),
+    "spread": ("Spread among configurations of equal bits", "Standard deviation (points)", 100),
 }
-"""Answers that are drawn over epochs: title and axis."""
+"""Answers that are drawn over epochs: title, axis, and how many of its units the table's is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +142,15 @@ class Tables:
         return lines_of(mask if epoch is None else mask & (table["epoch"] == epoch))
 
 
-def section(rows: pd.DataFrame, answers: Answers, tables: Tables, anchor: str, unknown: str) -> Section:
+def section(
+    rows: pd.DataFrame, answers: Answers, told: Sequence[str], tables: Tables, anchor: str, unknown: str
+) -> Section:
     """Return what the page shows of one series.
 
     Args:
         rows: one series; at least one row.
         answers: of it.
+        told: of it, a sentence each.
         tables: of all series.
         anchor: its name in addresses.
         unknown: why nothing is known of where bits matter; empty where it is.
@@ -168,7 +172,7 @@ def section(rows: pd.DataFrame, answers: Answers, tables: Tables, anchor: str, u
         headline=_headline(answers, tables),
         tiles=_tiles(answers, tables),
         cautions=answers.cautions,
-        told=tuple(sentence for sentence in sentences(answers) if sentence not in answers.cautions),
+        told=tuple(sentence for sentence in told if sentence not in answers.cautions),
         cost=cost_picture(last, bins[bins["epoch"] == epoch], over_epochs.iloc[-1], title),
         cloud=cloud(rows, bins, over_epochs, names),
         bins=view(
@@ -303,8 +307,8 @@ def _headline(answers: Answers, tables: Tables) -> Words:
                 number("best_accuracy", "percent"), " accuracy.")  # fmt: skip
     return (
         number("lowest_bitwidth", "decimals"), " bits on average are enough: ",
-        number("lowest_accuracy", "percent"), f" accuracy, within {in_points(answers.tolerance)} of the best (", *best,
-        ").",
+        number("lowest_accuracy", "percent"), " accuracy, within ",
+        in_points(answers.thresholds.tolerance), " of the best (", *best, ").",
     )  # fmt: skip
 
 

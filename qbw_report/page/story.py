@@ -14,6 +14,7 @@ from qbw_report.sensitivity import Sensitivity
 def page_bytes(
     rows: pd.DataFrame,
     answers: Sequence[Answers],
+    told: Mapping[str, Sequence[str]],
     sensitivity: Mapping[str, Sensitivity],
     tables: Mapping[str, pd.DataFrame],
     notes: Sequence[str],
@@ -24,6 +25,7 @@ def page_bytes(
     Args:
         rows: the records, with `series` and `bitwidth_bin`.
         answers: of each series.
+        told: of each series, sentences.
         sensitivity: of each series.
         tables: every table of the report by its name, as it is written to CSV.
         notes: sentences about what is odd in the records.
@@ -34,6 +36,7 @@ def page_bytes(
         section(
             rows[rows["series"] == each.series],
             each,
+            told[each.series],
             known,
             f"series-{number}",
             sensitivity[each.series].unknown,

@@ -1,5 +1,6 @@
 """Which engine runs and in which words it says why; a graph that does not tell the truth is found out."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ from random_networks import configurations_of, layer_names_of, naive_logits, ran
 from torch import Tensor, nn
 
 from qbw_eval.engine import choose, passes
-from qbw_eval.engine.choose import ENGINES, WORTH_COMPILING, Choice, choose_engine
+from qbw_eval.engine.choose import ENGINES, WORTH_COMPILING, Choice, _arithmetic_on, choose_engine
+from qbw_eval.engine.integer import DeclinedError
 from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.networks.resnet import ResNet, Shape
@@ -81,9 +83,19 @@ def test_off_the_cpu_auto_stays_with_the_references_arithmetic(monkeypatch: pyte
     """Torch's meta device stands for a GPU: it is not the CPU, and holds no values that could be compared."""
     monkeypatch.setattr(choose, "_check_equal", lambda *_: None)
     found = chosen("auto", network().to("meta"), X.to("meta"))
-    assert named(found) == ("incremental", f"{EQUAL}; integers run on the CPU only")
+    assert named(found) == ("incremental", f"{EQUAL}; integers were never measured on a GPU")
     nested = {"a": [X.to("meta")]}
     assert named(chosen("auto", Nested().to("meta"), nested)) == named(found)
+
+
+def test_integers_on_a_gpu_need_triton_and_elsewhere_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qbw_eval.engine.triton_arithmetic", None)  # as if importing it failed
+    with pytest.raises(DeclinedError) as error:
+        _arithmetic_on(torch.device("cuda:0"), 10**7)
+    assert str(error.value) == "Triton, which convolves them on a GPU, is not installed: pip install '.[gpu]'"
+    with pytest.raises(DeclinedError) as error:
+        _arithmetic_on(torch.device("mps"), 10**7)
+    assert str(error.value) == "nothing convolves them on mps"
 
 
 class Nested(nn.Module):
@@ -163,7 +175,7 @@ def test_a_weight_that_is_nan_where_no_logit_is_shows_in_the_weights() -> None:
 
 
 def test_a_machine_without_exact_convolutions_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qbw_eval.engine.integer.why_not_here", lambda: "this is a toaster")
+    monkeypatch.setattr("qbw_eval.engine.onednn.why_not_here", lambda: "this is a toaster")
     assert named(chosen("auto")) == ("incremental", f"{EQUAL}; no integers: this is a toaster")
 
 

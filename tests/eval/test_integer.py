@@ -467,7 +467,7 @@ def test_a_network_without_a_layer_of_ours_is_declined_in_a_sentence() -> None:
 
 
 def test_a_machine_that_is_not_trusted_is_declined_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qbw_eval.engine.integer.why_not_here", lambda: "this is a toaster")
+    monkeypatch.setattr("qbw_eval.engine.onednn.why_not_here", lambda: "this is a toaster")
     with pytest.raises(DeclinedError) as error:
         engine_of(tiny(), X)
     assert str(error.value) == "this is a toaster"

@@ -32,6 +32,8 @@ Best accuracy: 0.9550 ± 0.0041 at 8.00 bits on average (configuration {best}); 
 ± is the 95% sampling noise of 10,000 samples.
 Fewest bits within 1 point of the best: 0.9500 ± 0.0043 at 4.00 bits on average (configuration {lowest}).
 Never seen together in one configuration: 2 and 8, 4 and 8 bits; nothing is known of their mixtures.
+Whether predictions tell good configurations from bad ones cannot be told: correlation 0.20 (95%: -0.92 to 0.96).
+Their 95% intervals hold 5 of 5 measured accuracies.
 
 """
 

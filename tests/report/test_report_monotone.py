@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from simulated_records import simulate, table_of
 
-from qbw_report.insight.curve import Fitted, fit_curve
+from qbw_report.insight.curve import Fitted, curve_findings, fit_curve
 from qbw_report.monotone import fit_isotonic, fit_two_lines, isotonic_first_at, meeting_points
+from qbw_report.series import add_series
 
 
 def slow_isotonic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> dict[float, float]:
@@ -139,3 +141,15 @@ def test_a_straight_line_has_no_knee() -> None:
     found = fit_curve(x, 0.5 + 0.05 * x + np.random.default_rng(3).normal(0, 0.01, 60), 0.01, np.random.default_rng(0))
     assert isinstance(found, Fitted)
     assert math.isnan(found.knee[0])
+
+
+def test_a_knee_says_why_it_is_none_of_an_isotonic_fit_and_no_knee_has_no_gain_after_it() -> None:
+    rows = add_series(table_of(simulate(epochs=1, configs=40, noise=0.002)).to_pandas())
+    bent = curve_findings(rows, "avg_bitwidth", 0.01)
+    assert bent.knee.verdict == "knee"
+    assert "an isotonic fit bends where noise puts its steps" in bent.knee.method
+    assert "points gained after the knee" in bent.plateau.verdict
+    random = np.random.default_rng(0)
+    flat = curve_findings(rows.assign(accuracy=random.normal(0.9, 0.01, 40)), "avg_bitwidth", 0.01)
+    assert (flat.knee.verdict, flat.plateau.verdict) == ("none", "none")
+    assert math.isnan(flat.plateau.value)

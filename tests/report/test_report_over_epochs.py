@@ -13,6 +13,7 @@ from simulated_records import row, simulate, table_of
 from qbw_report.bins import add_bins
 from qbw_report.insight.answers import answer, best_and_lowest
 from qbw_report.insight.over_epochs import OVER_EPOCHS_COLUMNS, WITH_INTERVAL, answers_over_epochs
+from qbw_report.insight.thresholds import Thresholds
 from qbw_report.series import add_series
 from schemas.records import hash_of
 
@@ -23,7 +24,7 @@ def rows_of(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 def slow_line(rows: pd.DataFrame, tolerance: float) -> dict[str, Any]:
     """Return the line of one epoch of one series, from everything that is asked of it."""
-    told = answer(rows, tolerance)
+    told = answer(rows, Thresholds(tolerance=tolerance))
     line: dict[str, Any] = {"series": told.series, "epoch": told.epoch, "configs": len(rows)}
     for question in ("pearson", "spearman", "knee", "lowest_cost", "stability", "spread"):
         found = told.finding(question)

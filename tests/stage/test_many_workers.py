@@ -247,7 +247,7 @@ def make():
 """
 
 
-def test_a_chunk_that_kills_its_workers_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
+def test_a_chunk_that_kills_its_workers_and_a_bad_checkpoint_are_named_and_the_rest_is_done(tmp_path: Path) -> None:
     (tmp_path / "deadly.py").write_text(DEADLY)
     np.savez(tmp_path / "val.npz", inputs=np.ones((4, 1, 2, 2), "float32"), labels=np.arange(4))
     config = tmp_path / "mine.yaml"
@@ -263,23 +263,15 @@ def test_a_chunk_that_kills_its_workers_is_named_and_the_rest_is_done(tmp_path: 
     given[100] = deadly
     (tmp_path / "given.json").write_text(json.dumps([list(bits) for bits in given]))
     words = ("--config", config, "--configurations", tmp_path / "given.json", "--engine", "reference", "--workers", 2)
-    outcome = run(tmp_path / "records", tmp_path / "net.pt", *words, "--quiet", code=1)
+    (tmp_path / "bad.pt").write_text("no checkpoint")
+    outcome = run(tmp_path / "records", tmp_path / "bad.pt", tmp_path / "net.pt", *words, "--quiet", code=1)
     assert outcome.stderr == (
+        f"qbw-eval: error: {tmp_path}/bad.pt: expected a file written by torch.save, found text\n"
         f"{tmp_path}/net.pt: configurations 64 to 127 killed their worker 3 times (signal 9, Killed) and are left out; "
         "the others go on\n"
-        "qbw-eval: error: 1 chunk of configurations killed every worker that tried; the sentences above say why\n"
+        "qbw-eval: error: 1 of 2 checkpoints could not be evaluated, and 1 chunk of configurations killed every worker that tried; the sentences above say why\n"
     )
     assert sorted(pd.read_parquet(tmp_path / "records")["config_index"]) == [*range(64), *range(128, 140)]
-
-
-def test_one_bad_checkpoint_does_not_stop_the_others(checkpoints: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.pt").write_text("no checkpoint")
-    words = (tmp_path / "bad.pt", checkpoints / "epoch_001.pt", "--limit", 5, "--num-configs", 2, "--workers", 2)
-    outcome = run(tmp_path / "records", *words, "--quiet", code=1)
-    first, last = outcome.stderr.splitlines()
-    assert first.startswith(f"qbw-eval: error: {tmp_path}/bad.pt: ")
-    assert last == "qbw-eval: error: 1 of 2 checkpoints could not be evaluated; the sentences above say why"
-    assert "Evaluated now: 2." in outcome.stdout
 
 
 def test_a_worker_that_would_write_other_rows_refuses(checkpoints: Path, tmp_path: Path) -> None:
@@ -318,7 +310,6 @@ def test_without_dask_all_else_works_and_the_error_names_the_extra(checkpoints: 
         "and shard do without\n",
     )
     assert "Evaluated now: 2." in ended("--workers", "2").stdout
-    assert "Nothing to do: all 2 rows" in ended("--shard", "1/1").stdout
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@
       this.canvas.setAttribute("aria-hidden", "true");
       this.area.append(this.canvas);
       this.tip = html("div", "", this.area, "tip");
-      this.tip.hidden = true;
+      this.ring = html("div", "", this.area, "ring");
       this.find(".controls").hidden = false;
       this.told.hidden = false;
       this.area.tabIndex = 0;
@@ -40,11 +40,15 @@
       this.area.setAttribute("aria-label", "Configurations; the left and right arrow keys step through them");
       this.chosen = -1;
       for (const control of [this.cost, this.slider, this.hold]) control.addEventListener("input", () => this.draw());
-      this.area.addEventListener("pointermove", (event) => this.hover(event));
-      this.area.addEventListener("pointerleave", () => this.choose(-1));
+      for (const kind of ["pointerdown", "pointermove"]) this.area.addEventListener(kind, (event) => this.hover(event));
+      // A finger leaves as soon as it has tapped; what it chose stays until it taps elsewhere.
+      this.area.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") this.choose(-1); });
       this.area.addEventListener("blur", () => this.choose(-1));
       this.area.addEventListener("keydown", (event) => this.step(event));
-      new ResizeObserver(() => this.paint()).observe(this.area);
+      new ResizeObserver(() => {
+        this.paint();
+        this.choose(this.chosen);
+      }).observe(this.area);
       this.draw();
     }
 
@@ -68,6 +72,7 @@
       this.svg.setAttribute("aria-label", `Accuracy against ${this.x.label}, epoch ${epoch.epoch + 1}, ${epoch.configs} configurations`);
       this.axes();
       this.marks();
+      this.paint();
       this.choose(-1);
     }
 
@@ -94,15 +99,13 @@
         const parent = make("g", { class: `rods ${look}` }, group);
         for (const [x, low, high] of ends) {
           const across = `${100 * this.across(x)}%`;
-          make("line", { x1: across, x2: across, y1: `${100 * this.down(low)}%`, y2: `${100 * this.down(high)}%` }, parent);
+          const [y1, y2] = [low, high].map((end) => `${100 * Math.min(Math.max(this.down(end), 0), 1)}%`);
+          make("line", { x1: across, x2: across, y1, y2 }, parent);
         }
       };
       const bins = this.epoch.bins;
-      const [several, sure] = [2, this.data.least_for_band].map((least) => bins.filter((bin) => bin[7] >= least));
-      if (sure.length > 1) {
-        const around = [...sure.map((bin) => at(bin[0], bin[3])), ...sure.map((bin) => at(bin[0], bin[2])).reverse()];
-        make("polygon", { class: "band mean", points: around.join(" ") }, stretched());
-      }
+      const [several, sure] = [2, this.data.least_for_interval].map((least) => bins.filter((bin) => bin[7] >= least));
+      rods("sure", sure.filter((bin) => bin[2] !== null).map((bin) => [bin[0], bin[2], bin[3]]));
       rods("range", several.map((bin) => [bin[0], bin[5], bin[6]]));
       rods("mean", several.map((bin) => [bin[0], bin[1] - bin[4], bin[1] + bin[4]]));
       make("polyline", { class: "line mean", points: bins.map((bin) => at(bin[0], bin[1])).join(" ") }, stretched());
@@ -116,7 +119,11 @@
     }
 
     paint() {
-      const { canvas, area } = this;
+      const { area } = this;
+      // A fresh one: where one is painted again for paper, Chromium hides behind it what it should let through.
+      const canvas = this.canvas.cloneNode();
+      this.canvas.replaceWith(canvas);
+      this.canvas = canvas;
       const [width, height, scale] = [area.clientWidth, area.clientHeight, window.devicePixelRatio || 1];
       canvas.width = Math.round(width * scale);
       canvas.height = Math.round(height * scale);
@@ -124,26 +131,22 @@
       context.scale(scale, scale);
       const colour = (name) => getComputedStyle(area).getPropertyValue(name).trim();
       const [fill, paper, ink, picked] = ["--point", "--paper", "--ink", "--picked"].map(colour);
-      const radius = this.points.length > 1500 ? 2.5 : 4.5;
-      this.points.forEach((point, index) => {
+      const many = this.points.length > 1500;
+      const radius = many ? 2.5 : 4.5;
+      for (const point of this.points) {
         const kind = this.data.configs.kind[point.config];
         context.beginPath();
         context.arc(width * this.across(point.cost), height * this.down(point.accuracy), radius, 0, 2 * Math.PI);
-        context.globalAlpha = kind === 0 ? 0.62 : 1;
+        context.globalAlpha = kind > 0 ? 1 : many ? 0.4 : 0.62;
         context.fillStyle = kind === 1 ? paper : fill;
         if (kind < 2) context.fill();
+        // Many points' outlines would paint their neighbours away, and the more the denser they are.
+        if (kind === 0 && many) continue;
         context.lineWidth = kind === 0 ? 0.8 : 2;
         context.strokeStyle = [paper, ink, picked][kind];
         context.globalAlpha = 1;
         context.stroke();
-        if (index === this.chosen) {
-          context.beginPath();
-          context.arc(width * this.across(point.cost), height * this.down(point.accuracy), radius + 4, 0, 2 * Math.PI);
-          context.lineWidth = 2;
-          context.strokeStyle = ink;
-          context.stroke();
-        }
-      });
+      }
     }
 
     hover(event) {
@@ -167,8 +170,7 @@
 
     choose(index) {
       this.chosen = index;
-      this.paint();
-      this.tip.hidden = index < 0;
+      this.tip.hidden = this.ring.hidden = index < 0;
       if (index < 0) {
         this.told.textContent = "Point at a configuration, or step through them with the arrow keys, to see its layers' bits.";
         return;
@@ -188,6 +190,8 @@
       const [x, y] = [this.area.clientWidth * this.across(point.cost), this.area.clientHeight * this.down(point.accuracy)];
       const left = Math.min(Math.max(x - this.tip.offsetWidth / 2, -50), this.area.clientWidth - this.tip.offsetWidth + 10);
       const above = y - this.tip.offsetHeight - 14;
+      this.ring.style.left = `${x}px`;
+      this.ring.style.top = `${y}px`;
       this.tip.style.left = `${left}px`;
       this.tip.style.top = `${above < -60 ? y + 14 : above}px`;
     }
@@ -232,7 +236,7 @@
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
     themed();
   });
-  dark.addEventListener("change", themed);
+  for (const change of [dark, matchMedia("print")]) change.addEventListener("change", themed);
   themed();
 
   addEventListener("beforeprint", () => {

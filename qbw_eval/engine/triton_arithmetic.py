@@ -1,0 +1,201 @@
+"""Integers convolved by Triton: a bank of weights and a table of epilogues per layer; is it to be trusted at all?"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from qbw_eval.engine.cache import BoundedCache
+from qbw_eval.engine.convolutions import Affine, SplitOf
+from qbw_eval.engine.packing import Split, split_weights
+from qbw_eval.engine.passes import PLAIN, Passes
+from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, Window, convolve, rounded, weight_bank
+from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
+
+_MOST_BITS = 8
+"""The widest activations that fit into uint8."""
+
+
+class TritonArithmetic:
+    """See `convolutions.Arithmetic`.
+
+    Args:
+        device: a CUDA device; or the CPU, where Triton's interpreter does the same, slowly.
+        cache_bytes: how much may be spent on banks of weights.
+    """
+
+    passes = Passes(
+        compiled=False,
+        levels_by_clipping=lambda x, clipping, largest: _levels(x, clipping, largest, Rounding.CLIPPING),
+        levels_by_step=lambda x, step, largest: _levels(x, step, largest, Rounding.STEP),
+    )
+
+    def __init__(self, device: torch.device, cache_bytes: int) -> None:
+        self.device = device
+        self._banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]] = BoundedCache(cache_bytes)
+
+    def why_not(self, devices: Sequence[torch.device]) -> str | None:
+        """Return why the kernels cannot be trusted with a network on these devices; None where they can."""
+        if any(device != self.device for device in devices):
+            return f"it runs on {self.device} only"
+        return why_not_on(self.device)
+
+    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | str:
+        """Return integer weights in parts that the kernel knows; or why there are none."""
+        if groups != 1:
+            return "it is grouped"
+        split = split_weights(integers, largest_activation, pairs_saturate=False)
+        shifted = 128 * int(integers.abs().max()) * integers[0].numel()
+        if split is None or shifted >= 2**31:
+            return "its sums do not fit into 32 bits"
+        return split if split.low_outputs <= 1 else "its weights fit neither into int8 nor are they odd"
+
+    def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> "TritonConvolution":
+        """Return what convolves for a layer."""
+        return TritonConvolution(layer, split_of, self.device, self._banks)
+
+
+def _levels(x: Tensor, unit: Tensor, largest: Tensor, rounding: Rounding) -> Tensor:
+    """Return x rounded to levels in one launch; numbers of another kind follow torch's own rules."""
+    if x.dtype != torch.float32:
+        return (PLAIN.levels_by_step if rounding is Rounding.STEP else PLAIN.levels_by_clipping)(x, unit, largest)
+    return rounded(x, torch.stack([largest, unit]), rounding)
+
+
+class TritonConvolution:
+    """See `convolutions.LayerConvolution`. Bitwidths, scales and levels are picked on the device.
+
+    Args:
+        layer: on the CPU.
+        split_of: its integer weights.
+        device: where images are.
+        banks: where banks are kept.
+    """
+
+    def __init__(
+        self,
+        layer: QuantConv2d | QuantLinear,
+        split_of: SplitOf,
+        device: torch.device,
+        banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]],
+    ) -> None:
+        self._layer = layer
+        self._split_of = split_of
+        self._device = device
+        self._banks = banks
+        self._ways: dict[tuple[Affine, tuple[float, float]], int] = {}
+        self._epilogues = Epilogues(*(torch.empty(0, width, device=device) for width in (*[len(layer.weight)] * 2, 2)))
+        self._choices: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(
+        self,
+        images: Tensor,
+        bits: int,
+        affine: Affine,
+        *,
+        relu: bool,
+        other: Tensor | None,
+        to: ActivationGrid | None,
+    ) -> Tensor:
+        """Return what the protocol says, in one launch."""
+        bank, bitwidths = self._banks.get(self._layer, self._bank)
+        return convolve(
+            images,
+            bank,
+            *self._way(affine, to, bitwidths.index(bits)),
+            window_of(self._layer),
+            relu=relu,
+            other=other,
+            rounding=_rounding_for(to, added=other is not None),
+        )
+
+    def _bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
+        """Return the weights at every bitwidth that has integers, which bitwidths those are, and the bytes."""
+        found = {bits: self._split_of(bits) for bits in self._layer.bitwidth_options if bits <= _MOST_BITS}
+        splits = {bits: split for bits, split in found.items() if isinstance(split, Split)}
+        bank = weight_bank(list(splits.values()), self._device)
+        return (bank, tuple(splits)), bank.size
+
+    def _way(self, affine: Affine, to: ActivationGrid | None, bank: int) -> tuple[Epilogues, Tensor]:
+        """Return the table of epilogues, which grows by what is new to it, and the choice of a bank and a row."""
+        limits = (0.0, 0.0) if to is None else (float(to.largest), to.unit if to.clipping is None else to.clipping)
+        way = self._ways.setdefault((affine, limits), len(self._ways))
+        if way == len(self._epilogues.scales):
+            new = (affine.scale, affine.bias, torch.tensor(limits))
+            old = (self._epilogues.scales, self._epilogues.biases, self._epilogues.limits)
+            self._epilogues = Epilogues(
+                *(torch.cat([rows, row.to(self._device)[None]]) for rows, row in zip(old, new, strict=True))
+            )
+        if (bank, way) not in self._choices:
+            self._choices[bank, way] = torch.tensor([bank, way], dtype=torch.int32, device=self._device)
+        return self._epilogues, self._choices[bank, way]
+
+
+def window_of(layer: QuantConv2d | QuantLinear) -> Window:
+    """Return what a layer slides over its images; a linear one is a 1x1 convolution of 1x1 images."""
+    if isinstance(layer, QuantLinear):
+        return Window()
+    assert not isinstance(layer.padding, str)
+    return Window(*(_pair(values) for values in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)))
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    vertical, horizontal = values
+    return vertical, horizontal
+
+
+def _rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
+    if to is None:
+        return Rounding.NONE
+    if not added:
+        return Rounding.SCALED
+    return Rounding.STEP if to.clipping is None else Rounding.CLIPPING
+
+
+# --- is it to be trusted --------------------------------------------------------------------------------------------
+
+
+@cache
+def why_not_on(device: torch.device) -> str | None:
+    """Return why the kernels cannot be trusted on a device, having tried them there; None where they can."""
+    try:
+        exact = _exact(device, 255, 127, Rounding.NONE) and all(_exact(device, 255, 255, how) for how in Rounding)
+    except Exception as error:  # whatever a compiler, a driver or a device may say
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"Triton's convolution does not run on {device} ({text})"
+    return None if exact else f"Triton's convolution of integers is not exact on {device}"
+
+
+def _exact(device: torch.device, activation: int, magnitude: int, rounding: Rounding) -> bool:
+    """Compare the largest sums, mixed ones, a border, and ties with what they must be."""
+    x = torch.full((1, 48, 5, 5), activation, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    x[:, :, 2:, 1] = 1
+    weights = torch.full((20, 48, 3, 3), magnitude, dtype=torch.int32)
+    weights[::2, 24:] *= -1
+    weights[1::4] *= -1
+    split = split_weights(weights, activation, pairs_saturate=False)
+    assert split is not None
+    window = Window((3, 3), (2, 1), (1, 1))
+    found = convolve(
+        x.to(device),
+        weight_bank([split], device),
+        Epilogues(
+            torch.full((1, 20), 0.5, device=device),
+            torch.full((1, 20), 0.25, device=device),
+            torch.tensor([[15.0, 7.0]], device=device),
+        ),
+        torch.zeros(2, dtype=torch.int32, device=device),
+        window,
+        rounding=rounding,
+    )
+    sums = torch.nn.functional.conv2d(x.double(), weights.double(), stride=window.stride, padding=window.padding)
+    value = sums.float() * 0.5 + 0.25
+    match rounding:
+        case Rounding.SCALED:
+            value = value.clamp(0, 15).round()
+        case Rounding.CLIPPING:
+            value = (value.clamp(0, 7) * 15 / 7).round()
+        case Rounding.STEP:
+            value = (value / 7).clamp(0, 15).round()
+    return torch.equal(found.cpu().float(), value)

@@ -1,0 +1,334 @@
+"""Convolutions of integers on a GPU, in one Triton kernel with everything that follows them.
+
+    levels = round(clamp(conv(x, w) * scale + bias + other))
+
+A convolution is a matrix product of its windows, which are never written down (*implicit GEMM*): rows are output
+pixels, columns output channels, and what is summed over is kernel position by kernel position, channels within.
+Images are NHWC in memory (torch's channels_last).
+
+**int8 both sides.** Tensor cores multiply int8 by int8 into int32. Activations 0..255 become x - 128, which is a flip
+of their highest bit; where the window hangs over the border x is 0 and becomes -128 like any other zero. Weights w
+that do not fit into int8 are odd (`packing.split_weights`) and become m = (w - 1) / 2:
+
+    sum of x * w = factor * (sum of (x - 128) * m) + (factor - 1) * (sum of (x - 128)) + 128 * (sum of w)
+
+with a factor of 2 there and 1 elsewhere; the last term is a constant of the output channel. All of it is int32. A
+layer is declined (`triton_arithmetic`) unless both its largest activation and 128, times its largest weight, times its
+window, are below 2**31: so neither the result nor a sum that tensor cores compute leaves int32, and what the addition
+of the three terms may overflow on its way comes back, in two's complement.
+
+**The same bits as on the CPU.** The sum becomes float32 with one rounding; multiplication, additions, maximum, division
+and rounding are those of `passes`, in that order, one rounding each. Compilers must not contract a multiplication and
+an addition: kernels are launched with `enable_fp_fusion=False`, which reaches both LLVM and ptxas (`--fmad=false`);
+division is `div_rn`, since `/` is an approximation; half to even is what float32 does by itself when 2**23 is added.
+
+**Bitwidths are data.** All bitwidths of a layer lie in one bank of weights and one table of scales, biases and levels;
+which of them a launch takes is read on the device, from two integers. So a launch is the same whatever the bits are.
+
+On tensors of the CPU everything runs under Triton's interpreter: slowly, for tests.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from qbw_eval.engine.packing import Split
+
+HALF = tl.constexpr(8388608.0)  # 2**23: float32 has no digits behind the point from here on
+
+EXACT = {"enable_fp_fusion": False}
+"""How every kernel is launched; see above."""
+
+SMALLEST = 16
+"""Rows and columns of the smallest matrices that tensor cores multiply; 32 along what is summed over."""
+
+
+class Rounding(IntEnum):
+    """What becomes of a value y; `largest` and `unit` are the row's `Epilogues.limits`."""
+
+    NONE = 0  # y, float32
+    SCALED = 1  # round(clamp(y, 0, largest)), where y is in units of the levels already
+    CLIPPING = 2  # round(clamp(y, 0, unit) * largest / unit)
+    STEP = 3  # round(clamp(y / unit, 0, largest))
+
+
+class Window(NamedTuple):
+    """What a convolution slides over its images; each is (vertical, horizontal)."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def over(self, height: int, width: int) -> tuple[int, int]:
+        """Return how many places it takes, vertically and horizontally."""
+        spans = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        down, across = ((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in spans)
+        return down, across
+
+
+class Tile(NamedTuple):
+    """What one program of a launch computes, and how. Powers of 2; what is right for a GPU has never been measured."""
+
+    pixels: int = 128
+    outputs: int = 64
+    channels: int = 64
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class WeightBank:
+    """A layer's integer weights w = factor * m + factor - 1 at several bitwidths.
+
+    Attributes:
+        weights: (bitwidths, out, kh * kw * in) int8, the m.
+        corrections: (bitwidths, out) int32, 128 times the sum of w.
+        factors: (bitwidths,) int32, 1 or 2.
+        wide: whether any factor is 2.
+    """
+
+    weights: Tensor
+    corrections: Tensor
+    factors: Tensor
+    wide: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.weights.nbytes + self.corrections.nbytes + self.factors.nbytes
+
+
+@dataclass(frozen=True)
+class Epilogues:
+    """What follows a layer's convolution, in as many ways as there are.
+
+    Attributes:
+        scales, biases: (ways, out) float32.
+        limits: (ways, 2) float32, see `Rounding`; whatever where nothing is rounded.
+    """
+
+    scales: Tensor
+    biases: Tensor
+    limits: Tensor
+
+
+def weight_bank(splits: list[Split], device: torch.device) -> WeightBank:
+    """Return weights of equal shape (out, in, kh, kw) as a bank; none of `splits` has a low part of several outputs."""
+    high = torch.stack([split.parts[: split.outputs] for split in splits])  # (bitwidths, out, in, kh, kw)
+    factors = torch.tensor([split.factor for split in splits], dtype=torch.int32)
+    whole = factors.view(-1, 1, 1, 1, 1) * high + (factors.view(-1, 1, 1, 1, 1) - 1)
+    corrections = 128 * whole.sum(dim=(2, 3, 4), dtype=torch.int32)
+    weights = high.permute(0, 1, 3, 4, 2).flatten(2).contiguous()
+    return WeightBank(weights.to(device), corrections.to(device), factors.to(device), bool((factors > 1).any()))
+
+
+def convolve(
+    x: Tensor,
+    bank: WeightBank,
+    epilogues: Epilogues,
+    choice: Tensor,
+    window: Window,
+    *,
+    relu: bool = False,
+    other: Tensor | None = None,
+    rounding: Rounding = Rounding.NONE,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Return a convolution and what follows it, (N, out, H', W') in channels_last; uint8 where rounded, else float32.
+
+    Args:
+        x: (N, in, H, W) uint8 in channels_last.
+        bank: the weights.
+        epilogues: what follows.
+        choice: (2,) int32 on the device: which bitwidth of `bank`, which way of `epilogues`.
+        window: the geometry; `window.kernel` is that of the weights.
+        relu: replace negative values by zero, before rounding.
+        other: (N, out, H', W') float32 in channels_last, added before that.
+        rounding: what becomes of the value.
+        tile: how the work is cut up; what is thought best if left out.
+    """
+    samples, channels, height, width = x.shape
+    outputs = bank.weights.shape[1]
+    down, across = window.over(height, width)
+    pixels = samples * down * across
+    dtype = torch.float32 if rounding is Rounding.NONE else torch.uint8
+    out = torch.empty(samples, down, across, outputs, dtype=dtype, device=x.device)
+    if pixels:
+        tile = tile or best_tile(x.device, pixels, outputs, channels)
+        _launch(
+            *(_convolution, (-(-pixels // tile.pixels), -(-outputs // tile.outputs))),
+            *(x, bank.weights, bank.corrections, bank.factors),
+            *(epilogues.scales, epilogues.biases, epilogues.limits),
+            *(epilogues.scales if other is None else other, out, choice),
+            *(pixels, height, width, channels, outputs, down, across),
+            *(*window.kernel, *window.stride, *window.padding, *window.dilation),
+            *(bank.wide, relu, other is not None, int(rounding), tile.pixels, tile.outputs, tile.channels),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return out.permute(0, 3, 1, 2)
+
+
+def best_tile(device: torch.device, pixels: int, outputs: int, channels: int) -> Tile:
+    """Return how to cut a convolution up: no larger than it is; for the interpreter, into as few pieces as possible."""
+    most = (128, 64, 64) if device.type == "cuda" else (1024, 256, 256)
+    rows, columns, depth = (triton.next_power_of_2(size) for size in (pixels, outputs, channels))
+    return Tile(
+        pixels=max(SMALLEST, min(most[0], rows)),
+        outputs=max(SMALLEST, min(most[1], columns)),
+        channels=max(2 * SMALLEST, min(most[2], depth)),
+    )
+
+
+def rounded(x: Tensor, limits: Tensor, rounding: Rounding) -> Tensor:
+    """Return x rounded to levels, uint8, without a convolution.
+
+    Args:
+        x: float32.
+        limits: (2,) float32 on the device, as in `Epilogues`.
+        rounding: any but NONE.
+    """
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=torch.uint8)
+    if x.numel():
+        block = 1024 if x.is_cuda else 2**16
+        _launch(_rounding, (-(-x.numel() // block),), x, limits, out, x.numel(), int(rounding), block)
+    return out
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: int) -> None:
+    """Launch a kernel, whose first argument is x, on the device that x is on."""
+    here = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with here:  # Triton itself takes the current device
+        _launcher(kernel, x.device.type)[grid](x, *arguments, **settings, **EXACT)
+
+
+@cache
+def _launcher(kernel: Any, device: str) -> Any:
+    """Return a kernel that can be launched: compiled, or interpreted where tensors are on the CPU."""
+    return InterpretedFunction(kernel) if device == "cpu" else triton.jit(kernel)
+
+
+def _convolution(
+    x: tl.tensor,
+    weights: tl.tensor,
+    corrections: tl.tensor,
+    factors: tl.tensor,
+    scales: tl.tensor,
+    biases: tl.tensor,
+    limits: tl.tensor,
+    other: tl.tensor,
+    out: tl.tensor,
+    choice: tl.tensor,
+    pixels: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    channels: tl.tensor,
+    outputs: tl.tensor,
+    down: tl.tensor,
+    across: tl.tensor,
+    KERNEL_Y: tl.constexpr,
+    KERNEL_X: tl.constexpr,
+    STRIDE_Y: tl.constexpr,
+    STRIDE_X: tl.constexpr,
+    PADDING_Y: tl.constexpr,
+    PADDING_X: tl.constexpr,
+    DILATION_Y: tl.constexpr,
+    DILATION_X: tl.constexpr,
+    WIDE: tl.constexpr,
+    RELU: tl.constexpr,
+    ADD: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    PIXELS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
+    bank = tl.load(choice)
+    way = tl.load(choice + 1)
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    image = (pixel // (down * across)).to(tl.int64)  # from here on offsets may exceed 2**31
+    top = pixel % (down * across) // across * STRIDE_Y - PADDING_Y
+    left = pixel % across * STRIDE_X - PADDING_X
+    window = KERNEL_Y * KERNEL_X * channels
+    of_bank = weights + bank.to(tl.int64) * outputs * window
+    pieces = (channels + CHANNELS - 1) // CHANNELS
+    sums = tl.full((PIXELS, OUTPUTS), 0, tl.int32)
+    plain = tl.full((PIXELS, 16), 0, tl.int32)  # of activations alone, the same in all 16 columns
+    for step in range(0, KERNEL_Y * KERNEL_X * pieces):
+        place = step // pieces
+        channel = step % pieces * CHANNELS + tl.arange(0, CHANNELS)
+        y = top + place // KERNEL_X * DILATION_Y
+        z = left + place % KERNEL_X * DILATION_X
+        inside = (pixel < pixels) & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        real = channel < channels
+        start = ((image * height + y) * width + z) * channels
+        levels = tl.load(x + start[:, None] + channel[None, :], mask=inside[:, None] & real[None, :], other=0)
+        shifted = (levels ^ 128).to(tl.int8, bitcast=True)
+        weight = tl.load(
+            of_bank + output[None, :] * window + (place * channels + channel)[:, None],
+            mask=(output < outputs)[None, :] & real[:, None],
+            other=0,
+        )
+        sums = tl.dot(shifted, weight, sums, out_dtype=tl.int32)
+        if WIDE:
+            ones = real.to(tl.int8)[:, None] * tl.full((1, 16), 1, tl.int8)
+            plain = tl.dot(shifted, ones, plain, out_dtype=tl.int32)
+    factor = tl.load(factors + bank)
+    sums = sums * factor
+    if WIDE:
+        sums += tl.gather(plain, tl.full((PIXELS, 1), 0, tl.int32), 1) * (factor - 1)
+    here = output < outputs
+    sums += tl.load(corrections + bank * outputs + output, mask=here, other=0)[None, :]
+    scale = tl.load(scales + way * outputs + output, mask=here, other=0.0)
+    bias = tl.load(biases + way * outputs + output, mask=here, other=0.0)
+    value = sums.to(tl.float32) * scale[None, :] + bias[None, :]
+    at = pixel.to(tl.int64)[:, None] * outputs + output[None, :]
+    mask = (pixel < pixels)[:, None] & here[None, :]
+    if ADD:
+        value = value + tl.load(other + at, mask=mask, other=0.0)
+    if RELU:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if ROUNDING > 0:
+        largest = tl.load(limits + 2 * way)
+        unit = tl.load(limits + 2 * way + 1)
+        value = tl.maximum(value, 0.0)
+        if ROUNDING == 1:
+            value = tl.minimum(value, largest)
+        elif ROUNDING == 2:
+            value = tl.div_rn(tl.minimum(value, unit) * largest, unit)
+        else:
+            value = tl.minimum(tl.div_rn(value, unit), largest)
+        value = value + HALF - HALF
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+def _rounding(
+    x: tl.tensor,
+    limits: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    ROUNDING: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at, mask=at < count, other=0.0)
+    largest = tl.load(limits)
+    unit = tl.load(limits + 1)
+    value = tl.maximum(value, 0.0)
+    if ROUNDING == 1:
+        value = tl.minimum(value, largest)
+    elif ROUNDING == 2:
+        value = tl.div_rn(tl.minimum(value, unit) * largest, unit)
+    else:
+        value = tl.minimum(tl.div_rn(value, unit), largest)
+    value = value + HALF - HALF
+    tl.store(out + at, value.to(tl.uint8), mask=at < count)
