@@ -269,7 +269,8 @@ def test_a_chunk_that_kills_its_workers_and_a_bad_checkpoint_are_named_and_the_r
         f"qbw-eval: error: {tmp_path}/bad.pt: expected a file written by torch.save, found text\n"
         f"{tmp_path}/net.pt: configurations 64 to 127 killed their worker 3 times (signal 9, Killed) and are left out; "
         "the others go on\n"
-        "qbw-eval: error: 1 of 2 checkpoints could not be evaluated, and 1 chunk of configurations killed every worker that tried; the sentences above say why\n"
+        "qbw-eval: error: 1 of 2 checkpoints could not be evaluated, and 1 chunk of configurations killed every worker "
+        "that tried; the sentences above say why\n"
     )
     assert sorted(pd.read_parquet(tmp_path / "records")["config_index"]) == [*range(64), *range(128, 140)]
 
