@@ -111,6 +111,8 @@ def _cluster_of(options: RunOptions, executing: ExecutorOptions, hear: Hear) -> 
     if executing.scheduler is None:
         environments = _environments(options, executing)
         there, sharing = _there(options, environments)
+        # Dask's own choice is one thread.
+        environments = [{"OMP_NUM_THREADS": str(torch.get_num_threads()), **one} for one in environments]
         return Cluster(partial(Worker, there, sharing=sharing), hear, environments=environments)
     if executing.workers is not None:
         raise UsageError("--workers: goes without --scheduler, whose workers are those that have joined it")
