@@ -37,6 +37,9 @@ _GRACE_S = 5.0
 _LOOK_AGAIN_S = 1.0
 """Workers come and go; they are counted no more often than this."""
 
+_GIVEN_UP_S = 30.0
+"""A worker of our own that dies while it begins may not be started again: then nothing would ever come back."""
+
 _IMPATIENT_S = 15.0
 """How long nothing may come back from a cluster without workers before that is said."""
 
@@ -104,7 +107,7 @@ class Cluster:
         self._futures: dict[str, Future] = {}
         self._workers: list[str] = []
         self._looked = -_LOOK_AGAIN_S
-        self._said = time.monotonic()
+        self._seen = self._said = time.monotonic()
 
     def facts(self) -> dict[str, Facts]:
         """Return what each worker says of itself, by its address.
@@ -179,7 +182,12 @@ class Cluster:
         """Yield the tasks of workers that are gone; say so where there are none at all for a while."""
         there = self._workers_there()
         if there:
-            self._said = time.monotonic()
+            self._seen = self._said = time.monotonic()
+        elif self._cluster is not None and time.monotonic() - self._seen > _GIVEN_UP_S:
+            raise QBWError(
+                "the workers have died, and Dask does not start them again; finished rows are kept: run the same command "
+                "again"
+            )
         elif time.monotonic() - self._said > _IMPATIENT_S:
             self._hear(self._address, Told(f"{self._address}: has no workers; waiting for some"))
             self._said = time.monotonic()
