@@ -185,8 +185,7 @@ class Cluster:
             self._seen = self._said = time.monotonic()
         elif self._cluster is not None and time.monotonic() - self._seen > _GIVEN_UP_S:
             raise QBWError(
-                "the workers have died, and Dask does not start them again; finished rows are kept: run the same command "
-                "again"
+                "the workers have died, and Dask starts no others; finished rows are kept: run the same command again"
             )
         elif time.monotonic() - self._said > _IMPATIENT_S:
             self._hear(self._address, Told(f"{self._address}: has no workers; waiting for some"))
