@@ -14,7 +14,7 @@ from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
-from qbw_report.frame import read_records
+from qbw_report.frame import look
 from qbw_report.frontier import front, predictions
 from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.insight.curve import TOLERANCE
@@ -25,8 +25,8 @@ from qbw_report.publish import publish
 from qbw_report.selection import strata_of, typical_rows
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
 from qbw_report.sensitivity_figure import plot_sensitivity
-from qbw_report.series import add_series, folder_names, notes_on
-from qbw_report.statistics import METRICS, SERIES_KEYS, per_bin, per_epoch
+from qbw_report.series import folder_names, notes_on
+from qbw_report.statistics import METRICS, SERIES_KEYS, bin_statistics, epoch_statistics, join_bins
 from qbw_report.style import png_bytes, svg_bytes
 from schemas.errors import QBWError, UsageError
 
@@ -36,15 +36,19 @@ FIGURES = "figures"
 TENSORBOARD = "tensorboard"
 """Folder of the event files in the report folder: what `tensorboard --logdir` is given."""
 
+MOST_BINS = 100_000
+"""With more, `bins.csv` would be tens of megabytes of bins of one configuration each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything that is shown, as numbers.
 
     Attributes:
-        rows: the records, with `series` and `bitwidth_bin`.
-        epochs: `qbw_report.statistics.per_epoch` of them.
-        bins: `qbw_report.statistics.per_bin` of them.
+        rows: the records that are looked at (`qbw_report.frame`), with `series` and `bitwidth_bin`.
+        epochs: `qbw_report.statistics.epoch_statistics` of all records.
+        bins: `qbw_report.statistics.bin_statistics` of all records; of very many, of the epochs of `rows`.
+        times: series -> epoch -> when its last row was evaluated, in seconds since 1970.
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
@@ -57,6 +61,7 @@ class Analysis:
     rows: pd.DataFrame
     epochs: pd.DataFrame
     bins: pd.DataFrame
+    times: Mapping[str, Mapping[int, float]]
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
@@ -77,9 +82,11 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
     """
-    frame, left_out = read_records(records, skip_bad=skip_bad)
-    rows = add_bins(add_series(frame))
-    epochs = per_epoch(rows)
+    found, looked_at, some = look(records, skip_bad=skip_bad)
+    rows, cells = add_bins(looked_at), found.cells
+    binned = join_bins(cells)
+    epochs = epoch_statistics(binned)
+    shown, few = _shown_bins(binned, rows)
     groups = {str(series): group for series, group in rows.groupby("series")}
     layers, bad_tables = _layers_of(records, groups)
     answers = [answer(group, tolerance) for group in groups.values()]
@@ -88,14 +95,15 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
     return Analysis(
         rows=rows,
         epochs=epochs,
-        bins=per_bin(rows),
+        bins=bin_statistics(shown),
+        times={str(series): wall_times(lines) for series, lines in cells.groupby("series")},
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
         findings=findings,
-        comparison=overview(answers, findings, epochs, rows),
-        notes=[*left_out, *notes_on(rows), *bad_tables],
-        left_out=len(left_out),
+        comparison=overview(answers, findings, epochs, cells),
+        notes=[*found.left_out, *found.notes, *some, *few, *notes_on(cells), *bad_tables],
+        left_out=len(found.left_out),
     )
 
 
@@ -156,7 +164,7 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
             caution_left_out(figure, analysis.left_out)
             yield f"{FIGURES}/{folder}/sensitivity.png", png_bytes(figure)
             yield f"{FIGURES}/{folder}/sensitivity.svg", svg_bytes(figure)
-        times = wall_times(rows)
+        times = analysis.times[series]
         events = event_file(statistics, images, times)
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     yield "statistics.csv", csv_bytes(analysis.epochs)
@@ -164,6 +172,15 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
     for name, table in answer_tables(analysis).items():
         yield f"{name}.csv", csv_bytes(table)
     yield "statistics.json", json_text(analysis).encode()
+
+
+def _shown_bins(binned: pd.DataFrame, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the bins that are described, and a sentence if those are not all."""
+    if len(binned) <= MOST_BINS:
+        return binned, []
+    note = f"{len(binned):,} bins: bins.csv has those of the epochs that pictures look at; statistics.csv has all epochs"
+    epochs = ["series", "epoch"]
+    return binned.merge(rows[epochs].drop_duplicates(), on=epochs), [note]
 
 
 def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Layers | None], list[str]]:
