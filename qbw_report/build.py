@@ -3,31 +3,26 @@
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
+from qbw_report.drawing import drawings_of, fewer_figures, figure_epochs, rendered
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
-from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
 from qbw_report.frame import look
 from qbw_report.frontier import front, predictions
 from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.insight.curve import TOLERANCE
-from qbw_report.insight.trend import find_trend, trend_in_words
 from qbw_report.layers import Layers, read_layers
 from qbw_report.overview import findings_table, overview
 from qbw_report.publish import publish
-from qbw_report.selection import strata_of, typical_rows
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
-from qbw_report.sensitivity_figure import plot_sensitivity
 from qbw_report.series import folder_names, notes_on
-from qbw_report.statistics import METRICS, SERIES_KEYS, bin_statistics, epoch_statistics, join_bins
-from qbw_report.style import png_bytes, svg_bytes
+from qbw_report.statistics import SERIES_KEYS, bin_statistics, epoch_statistics, join_bins
 from schemas.errors import QBWError, UsageError
 
 FIGURES = "figures"
@@ -136,35 +131,35 @@ def build(
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
     analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance)
+    analysis = replace(analysis, notes=[*analysis.notes, *figure_notes(analysis, every)])
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
 
 def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
     """Yield every file of the report: path relative to the report folder, and content."""
     folders = folder_names(analysis.epochs["series"])
+    shown = _epochs_with_figures(analysis, every)
+    drawings = {
+        series: drawings_of(
+            series,
+            analysis.rows[analysis.rows["series"] == series],
+            analysis.epochs[analysis.epochs["series"] == series],
+            analysis.sensitivity[series].table,
+            shown[series],
+        )
+        for series in folders
+    }
+    pictures = rendered([drawing for each in drawings.values() for drawing in each], analysis.left_out)
     for series, folder in folders.items():
         say(f"drawing {series}")
-        rows = analysis.rows[analysis.rows["series"] == series]
-        statistics = analysis.epochs[analysis.epochs["series"] == series]
         images: dict[int, bytes] = {}
-        for epoch, figure in bitwidth_figures(rows, every):
-            caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/bitwidth_vs_accuracy_epoch_{epoch + 1:03d}"
-            images[epoch] = png_bytes(figure)
-            yield f"{stem}.png", images[epoch]
-            yield f"{stem}.svg", svg_bytes(figure)
-        for metric, figure in metric_figures(statistics):
-            caution_left_out(figure, analysis.left_out)
-            stem = f"{FIGURES}/{folder}/{metric}_over_epochs"
-            yield f"{stem}.png", png_bytes(figure)
-            yield f"{stem}.svg", svg_bytes(figure)
-        effects = analysis.sensitivity[series].table
-        if _has_effects(effects):
-            figure = plot_sensitivity(effects, f"{series}: where bits matter, epoch {effects['epoch'].iloc[0] + 1}")
-            caution_left_out(figure, analysis.left_out)
-            yield f"{FIGURES}/{folder}/sensitivity.png", png_bytes(figure)
-            yield f"{FIGURES}/{folder}/sensitivity.svg", svg_bytes(figure)
-        times = analysis.times[series]
+        for drawing in drawings[series]:
+            png, svg = next(pictures)
+            yield f"{FIGURES}/{folder}/{drawing.name}.png", png
+            yield f"{FIGURES}/{folder}/{drawing.name}.svg", svg
+            if drawing.epoch is not None:
+                images[drawing.epoch] = png
+        statistics, times = analysis.epochs[analysis.epochs["series"] == series], analysis.times[series]
         events = event_file(statistics, images, times)
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     yield "statistics.csv", csv_bytes(analysis.epochs)
@@ -178,7 +173,9 @@ def _shown_bins(binned: pd.DataFrame, rows: pd.DataFrame) -> tuple[pd.DataFrame,
     """Return the bins that are described, and a sentence if those are not all."""
     if len(binned) <= MOST_BINS:
         return binned, []
-    note = f"{len(binned):,} bins: bins.csv has those of the epochs that pictures look at; statistics.csv has all epochs"
+    note = (
+        f"{len(binned):,} bins: bins.csv has those of the epochs that pictures look at; statistics.csv has all epochs"
+    )
     epochs = ["series", "epoch"]
     return binned.merge(rows[epochs].drop_duplicates(), on=epochs), [note]
 
@@ -197,8 +194,25 @@ def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[
     return tables, notes
 
 
-def _has_effects(table: pd.DataFrame) -> bool:
-    return bool(((table["metric"] == "accuracy") & (table["option"] < table["against"])).any())
+def _epochs_with_figures(analysis: Analysis, every: int) -> dict[str, list[int]]:
+    """Return for each series the epochs (0-based) that get a figure of their own."""
+    epochs = {
+        str(series): sorted(group.unique().tolist()) for series, group in analysis.rows.groupby("series")["epoch"]
+    }
+    step = fewer_figures(list(epochs.values()), every)
+    return {series: figure_epochs(numbers, step) for series, numbers in epochs.items()}
+
+
+def figure_notes(analysis: Analysis, every: int) -> list[str]:
+    """Return a sentence if fewer epochs get a figure than was asked for."""
+    asked = {
+        series: figure_epochs(sorted(group.unique().tolist()), every)
+        for series, group in analysis.rows.groupby("series")["epoch"]
+    }
+    wanted, given = (sum(map(len, each.values())) for each in (asked, _epochs_with_figures(analysis, every)))
+    if wanted == given:
+        return []
+    return [f"{wanted:,} epochs were to get a figure; {given:,} have one, at equal steps and the last of each series"]
 
 
 def answer_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
@@ -220,33 +234,6 @@ def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return tables of equal columns as one. Empty ones are left out: their columns have no type to agree on."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else tables[0]
-
-
-def bitwidth_figures(rows: pd.DataFrame, every: int) -> Iterator[tuple[int, Figure]]:
-    """Yield epoch (0-based) and figure of one series, for each epoch that gets one."""
-    for epoch in figure_epochs(sorted(rows["epoch"].unique().tolist()), every):
-        of_epoch = rows[rows["epoch"] == epoch]
-        title = f"{of_epoch['series'].iloc[0]}: bitwidth and accuracy"
-        drawn, _ = typical_rows(of_epoch)
-        trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth")))
-        yield epoch, plot_bitwidth_vs_accuracy(of_epoch["avg_bitwidth"], of_epoch["accuracy"], epoch, title, trend)
-
-
-def metric_figures(statistics: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Yield metric and figure over the epochs of one series, for each metric that has a value in any epoch."""
-    for metric in METRICS:
-        if statistics[f"{metric}_mean"].notna().any():
-            title = f"{statistics['series'].iloc[0]}: {metric} over epochs"
-            yield metric, plot_metric_over_epochs(statistics, metric, title)
-
-
-def figure_epochs(epochs: Sequence[int], every: int) -> list[int]:
-    """Return the epochs (0-based, sorted) that get a figure: every so many as people count them, and the last.
-
-    >>> figure_epochs([0, 1, 2, 3, 4, 5, 6], every=5)
-    [4, 6]
-    """
-    return [epoch for epoch in epochs if (epoch + 1) % every == 0 or epoch == epochs[-1]]
 
 
 def csv_bytes(frame: pd.DataFrame) -> bytes:

@@ -7,7 +7,6 @@ every epoch and series.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from qbw_report.survey import (
     EPOCH,
     REQUIRED,
     Survey,
-    each_in_order,
     left_out,
     missing_values,
     read_bytes,
@@ -130,10 +128,12 @@ def rows_of(found: Survey, chosen: pd.DataFrame) -> pd.DataFrame | tuple[Path, Q
     Raises:
         QBWError: a row lacks a value that the report needs.
     """
-    wanted = chosen[EPOCH].drop_duplicates()
-    places = [place for place, epochs in enumerate(found.epochs) if len(epochs.merge(wanted, on=EPOCH))]
+    wanted = found.epochs.merge(chosen[[*EPOCH, "share"]], on=EPOCH, how="left")
+    whole = (wanted["share"] == 1).groupby(wanted["part"]).all()
+    places = [int(place) for place in wanted.loc[wanted["share"].notna(), "part"].unique()]
     tables = [records.RECORD_SCHEMA.empty_table()]
-    for place, table in zip(places, each_in_order(partial(_rows_of_part, found, chosen), places), strict=True):
+    for place in places:
+        table = _rows_of_part(found, place, None if whole[place] else chosen)
         if isinstance(table, QBWError):
             return found.parts[place], table
         tables.append(table)
@@ -146,7 +146,8 @@ def rows_of(found: Survey, chosen: pd.DataFrame) -> pd.DataFrame | tuple[Path, Q
     return sort_rows(frame.merge(chosen[[*EPOCH, "series"]], on=EPOCH, how="left", validate="many_to_one"))
 
 
-def _rows_of_part(found: Survey, chosen: pd.DataFrame, place: int) -> pa.Table | QBWError:
+def _rows_of_part(found: Survey, place: int, chosen: pd.DataFrame | None) -> pa.Table | QBWError:
+    """Return the rows of a part that are looked at: of the chosen epochs; all that count, if None."""
     path = found.parts[place]
     try:
         table = decode_part(read_bytes(path), records.KIND, str(path))
@@ -154,7 +155,7 @@ def _rows_of_part(found: Survey, chosen: pd.DataFrame, place: int) -> pa.Table |
         return error
     kept = np.full(len(table), True)
     kept[found.repeated[place]] = False
-    if (chosen["share"] < 1).any() or len(found.epochs[place].merge(chosen[EPOCH], on=EPOCH)) < len(found.epochs[place]):
+    if chosen is not None:
         shares = table.select(EPOCH).to_pandas().merge(chosen, on=EPOCH, how="left")["share"].to_numpy()
         hashes = keys_of(table["config_id"].fill_null(""))[:, 0] / 2.0**64
         kept &= hashes < shares  # False where the epoch is not chosen: its share is NaN

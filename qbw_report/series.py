@@ -34,7 +34,8 @@ def add_series(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _engines_of(frame: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
     """Return the engines of each identity's rows, such as ``incremental + reference``, in the order of `known`."""
-    engines = frame.assign(engine=frame["engine"].fillna("unknown engine").map(printable))
+    engines = frame[[*_IDENTITY, "engine"]].drop_duplicates()
+    engines = engines.assign(engine=engines["engine"].fillna("unknown engine").map(printable))
     said = engines.groupby(_IDENTITY, dropna=False)["engine"].agg(lambda each: " + ".join(sorted(set(each))))
     return known.merge(said.reset_index(), on=_IDENTITY, how="left")["engine"]
 

@@ -5,12 +5,9 @@ rows repeat another record is known only when all are counted; parts that hold s
 """
 
 import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,13 +17,11 @@ import pyarrow.compute as pc
 from qbw_report.cells import READ, TEXTS, count_cells, merge_cells
 from qbw_report.repeats import keys_of, repeated_rows
 from qbw_report.series import add_series
+from qbw_report.workers import each_in_order
 from schemas import records
 from schemas.check import check_counts
 from schemas.errors import QBWError, UsageError
 from schemas.parts import NewerPartError, open_part, part_paths
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 REQUIRED = ("experiment", "epoch", "split", "data_id", "checkpoint_id", "config_id", "avg_bitwidth", "evaluated_at")
 """Columns without which a row belongs nowhere. pandas drops groups whose key is missing, so a gap must be an error."""
@@ -47,6 +42,7 @@ class Counted:
 
     Attributes:
         cells: `qbw_report.cells.count_cells` of its rows; empty where `missing` is not.
+        epochs: what tells the epochs of these apart: `EPOCH`.
         rows: how many there are.
         run: checkpoint, plan, and first and last index of its configurations, where it is as the store writes parts:
             consecutive configurations of one plan for one checkpoint. None where it is not, or where nobody knows.
@@ -54,6 +50,7 @@ class Counted:
     """
 
     cells: pa.Table
+    epochs: pa.Table
     rows: int
     run: tuple[str, str, int, int] | None
     missing: Mapping[str, tuple[int, str]]
@@ -67,7 +64,7 @@ class Survey:
         folder: the records folder.
         cells: of all rows, each record once, with `series`.
         parts: the parts that are not left out, in the order of their names.
-        epochs: for each of them, the lines of `cells` that tell its epochs apart (`EPOCH`).
+        epochs: which epochs are in which of them: `EPOCH`, and `part`, its place.
         repeated: for each of them, the rows that do not count, because they repeat a record.
         left_out: a sentence for each part that is left out.
         notes: other sentences about what a reader should know.
@@ -76,7 +73,7 @@ class Survey:
     folder: Path
     cells: pd.DataFrame
     parts: tuple[Path, ...]
-    epochs: tuple[pd.DataFrame, ...]
+    epochs: pd.DataFrame
     repeated: tuple[np.ndarray, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
@@ -125,7 +122,7 @@ def survey(folder: Path, *, skip_bad: bool = False, without: Mapping[Path, str] 
         folder=folder,
         cells=add_series(merge_cells(cells)),
         parts=tuple(good),
-        epochs=tuple(lines.select(EPOCH).to_pandas().drop_duplicates() for lines in cells),
+        epochs=_epochs_of([part.epochs for part in good.values()]),
         repeated=tuple(repeated.get(path, np.empty(0, np.int64)) for path in good),
         left_out=tuple(said[path] for path in sorted(said)),
         notes=(says,) if count else (),
@@ -156,8 +153,10 @@ def count_part(path: Path, without: np.ndarray | None = None) -> Counted | QBWEr
         return error
     if without is not None:
         rows = rows.take(np.setdiff1d(np.arange(len(rows)), without))
+    cells = count_cells(rows.slice(0, 0) if missing else rows, same=same)
     return Counted(
-        cells=count_cells(rows.slice(0, 0) if missing else rows, same=same),
+        cells=cells,
+        epochs=cells.group_by(EPOCH, use_threads=False).aggregate([]),
         rows=part.num_rows,
         run=_run_of(ranges, part.num_rows),
         missing={name: (count, ids[first].as_py()) for name, (count, first) in missing.items()},
@@ -174,15 +173,6 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise QBWError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
-
-
-def each_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield what a function makes of each item, in their order; the cores work on several at once.
-
-    Reading, hashing and NumPy let go of Python's lock, so threads are enough.
-    """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(function, items)
 
 
 def checked_part_paths(folder: Path) -> list[Path]:
@@ -261,6 +251,11 @@ def _missing(column: pa.ChunkedArray) -> tuple[int, int] | None:
         lacking = pc.is_null(column)
     count = pc.sum(lacking).as_py()
     return (count, pc.index(lacking, True).as_py()) if count else None
+
+
+def _epochs_of(parts: Sequence[pa.Table]) -> pd.DataFrame:
+    table = pa.concat_tables(parts).to_pandas()
+    return table.assign(part=np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
 
 
 def _check_required(missing: Sequence[Mapping[str, tuple[int, str]]], total: int, folder: Path) -> None:
