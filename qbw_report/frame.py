@@ -24,6 +24,7 @@ from qbw_report.survey import (
     refusal,
     survey,
 )
+from qbw_report.workers import each_in_order
 from schemas import records
 from schemas.errors import QBWError
 from schemas.parts import decode_part
@@ -132,8 +133,8 @@ def rows_of(found: Survey, chosen: pd.DataFrame) -> pd.DataFrame | tuple[Path, Q
     whole = (wanted["share"] == 1).groupby(wanted["part"]).all()
     places = [int(place) for place in wanted.loc[wanted["share"].notna(), "part"].unique()]
     tables = [records.RECORD_SCHEMA.empty_table()]
-    for place in places:
-        table = _rows_of_part(found, place, None if whole[place] else chosen)
+    asked = [(found.parts[place], found.repeated[place], None if whole[place] else chosen) for place in places]
+    for place, table in zip(places, each_in_order(_rows_of_part, asked), strict=True):
         if isinstance(table, QBWError):
             return found.parts[place], table
         tables.append(table)
@@ -146,15 +147,15 @@ def rows_of(found: Survey, chosen: pd.DataFrame) -> pd.DataFrame | tuple[Path, Q
     return sort_rows(frame.merge(chosen[[*EPOCH, "series"]], on=EPOCH, how="left", validate="many_to_one"))
 
 
-def _rows_of_part(found: Survey, place: int, chosen: pd.DataFrame | None) -> pa.Table | QBWError:
-    """Return the rows of a part that are looked at: of the chosen epochs; all that count, if None."""
-    path = found.parts[place]
+def _rows_of_part(asked: tuple[Path, np.ndarray, pd.DataFrame | None]) -> pa.Table | QBWError:
+    """Return the rows of a part that count and are of the chosen epochs (of any, if None), or what is wrong with it."""
+    path, repeated, chosen = asked
     try:
         table = decode_part(read_bytes(path), records.KIND, str(path))
     except QBWError as error:
         return error
     kept = np.full(len(table), True)
-    kept[found.repeated[place]] = False
+    kept[repeated] = False
     if chosen is not None:
         shares = table.select(EPOCH).to_pandas().merge(chosen, on=EPOCH, how="left")["share"].to_numpy()
         hashes = keys_of(table["config_id"].fill_null(""))[:, 0] / 2.0**64

@@ -224,7 +224,7 @@ def _are_counts(ranges: Mapping[str, tuple[object, object]]) -> bool:
     least, most = ranges.get("num_samples", (None, None))
     if not all(isinstance(value, int) for value in (low, high, least, most)):
         return False
-    return 0 <= low and high <= least and 0 < least and most <= _MOST_SAMPLES  # type: ignore[operator]  # whole numbers
+    return 0 <= low and high <= least and least > 0 and most <= _MOST_SAMPLES  # type: ignore[operator]  # whole numbers
 
 
 def _check_counts(rows: pa.Table, same: Mapping[str, object], path: Path) -> None:
@@ -245,10 +245,9 @@ def _missing(column: pa.ChunkedArray) -> tuple[int, int] | None:
     """Return how many rows have no value, and the first of them; None where all have one."""
     if not column.null_count and not pa.types.is_floating(column.type):
         return None
-    if pa.types.is_floating(column.type):
-        lacking = pa.array(~np.isfinite(column.to_numpy()))  # nulls are NaN there
-    else:
-        lacking = pc.is_null(column)
+    # A null among floats is NaN for NumPy.
+    floats = pa.types.is_floating(column.type)
+    lacking = pa.array(~np.isfinite(column.to_numpy())) if floats else pc.is_null(column)
     count = pc.sum(lacking).as_py()
     return (count, pc.index(lacking, True).as_py()) if count else None
 
