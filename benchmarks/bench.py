@@ -23,6 +23,7 @@ from benchmarks.machine import machine_line
 from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
 from benchmarks.prepared import prepare
+from benchmarks.reports import report_figures
 from benchmarks.store import append_time
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
 from qbw_eval.commands.device import allow_tf32, choose_device
@@ -53,6 +54,7 @@ def measure_all(
         yield help_times()
         yield append_time()
         yield loading_figures()
+        yield report_figures(quick=quick)
     for workload in WORKLOADS[:1] if quick else WORKLOADS:
         if only and not any(words in workload.label for words in only):
             continue

@@ -107,7 +107,8 @@ def _stratified_bits(rng: np.random.Generator, configs: int) -> np.ndarray:
     weights = np.exp(6 * (lean[:, None] - 0.5) * np.linspace(-1, 1, len(_OPTIONS)))
     edges = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)  # (configs, options)
     drawn = rng.random((configs, _LAYERS, 1))
-    return np.array(_OPTIONS, dtype=np.int8)[(drawn > edges[:, None, :-1]).sum(axis=2)]
+    place = (drawn > edges[:, None, :-1]).sum(axis=2)
+    return np.asarray(np.array(_OPTIONS, dtype=np.int8)[place])
 
 
 def _hex_text(rng: np.random.Generator, count: int, size: int) -> pa.Array:

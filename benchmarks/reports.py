@@ -37,7 +37,8 @@ def report_figures(*, quick: bool) -> list[Figure]:
 
 def _statistics_figures(folder: Path, rows: int) -> list[Figure]:
     label = f"{rows:,} rows in {rows // 10_000:,} parts"
-    ours, duckdb = [], {"two statements": [], "one statement, grouping sets": []}
+    ours: list[dict[str, float]] = []
+    duckdb: dict[str, list[dict[str, float]]] = {"two statements": [], "one statement, grouping sets": []}
     for _ in range(_ROUNDS):
         ours.append(_in_a_process("statistics", folder))
         for kind, measured in duckdb.items():

@@ -87,12 +87,12 @@ def merge_cells(counted: Sequence[pa.Table], texts: Sequence[str] = TEXTS) -> pd
     columns = {name: table[name].take(pa.array(order[starts])) for name in shared}
     for names, function in ((_SUMS, np.add), (_SMALLEST, np.minimum), (_LARGEST, np.maximum)):
         columns |= {name: _reduced(function, table[name].to_numpy(), order, starts) for name in names}
-    cells = pa.table(columns).to_pandas()
+    cells: pd.DataFrame = pa.table(columns).to_pandas()
     if cells["rows"].max() > MOST_TERMS:
-        largest = cells.loc[cells["rows"].idxmax()]
+        largest = cells.iloc[int(cells["rows"].argmax())]
         raise QBWError(
-            f"{largest['experiment']}: epoch {largest['epoch'] + 1} has {largest['rows']:,} rows of equal bitwidth, more "
-            f"than the {MOST_TERMS:,} that can be added exactly; report on fewer"
+            f"{largest['experiment']}: epoch {largest['epoch'] + 1} has {largest['rows']:,} rows of equal bitwidth, "
+            f"more than the {MOST_TERMS:,} that can be added exactly; report on fewer"
         )
     return cells
 

@@ -59,9 +59,9 @@ def drawings_of(
         drawings.append(Drawing(name=name, epoch=number, plot=plot_epoch, arguments=arguments))
     for metric in METRICS:
         if statistics[f"{metric}_mean"].notna().any():
-            arguments = (statistics, metric, f"{series}: {metric} over epochs")
+            over = (statistics, metric, f"{series}: {metric} over epochs")
             name = f"{metric}_over_epochs"
-            drawings.append(Drawing(name=name, epoch=None, plot=plot_metric_over_epochs, arguments=arguments))
+            drawings.append(Drawing(name=name, epoch=None, plot=plot_metric_over_epochs, arguments=over))
     if ((effects["metric"] == "accuracy") & (effects["option"] < effects["against"])).any():
         title = f"{series}: where bits matter, epoch {effects['epoch'].iloc[0] + 1}"
         drawings.append(Drawing(name="sensitivity", epoch=None, plot=plot_sensitivity, arguments=(effects, title)))

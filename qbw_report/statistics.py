@@ -145,7 +145,7 @@ def _joined(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def _common_multiples(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Return the least common multiple of each group's whole numbers."""
     if (values == values[0]).all():
-        return values[starts]
+        return np.asarray(values[starts])
     ends = np.append(starts[1:], len(values))
     multiples = [math.lcm(*set(values[start:end])) for start, end in zip(starts, ends, strict=True)]
     return np.array(multiples, dtype=object)

@@ -78,7 +78,7 @@ def png_bytes(figure: Figure) -> bytes:
     sink = io.BytesIO()
     with theme():
         _lay_out(figure)
-        FigureCanvasAgg(figure).print_png(sink, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(sink, metadata={"Software": None})  # type: ignore[no-untyped-call] # matplotlib's own hints end here
     return sink.getvalue()
 
 
@@ -87,7 +87,7 @@ def svg_bytes(figure: Figure) -> bytes:
     sink = io.StringIO()
     with theme():
         _lay_out(figure)
-        FigureCanvasSVG(figure).print_svg(sink, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(sink, metadata={"Date": None})  # type: ignore[no-untyped-call] # likewise
     return sink.getvalue().encode()
 
 

@@ -146,9 +146,9 @@ def count_part(path: Path, without: np.ndarray | None = None) -> Counted | QBWEr
         rows = part.read([name for name in READ if name not in same])
         if not _are_counts(ranges):
             _check_counts(rows, same, path)
-        missing = {name: _missing(rows[name]) for name in REQUIRED if name in rows.column_names}
-        missing = {name: found for name, found in missing.items() if found is not None}
-        ids = part.read(["record_id"])["record_id"] if missing else None
+        lacking = ((name, _missing(rows[name])) for name in REQUIRED if name in rows.column_names)
+        missing = {name: found for name, found in lacking if found is not None}
+        ids = part.read(["record_id"])["record_id"] if missing else pa.chunked_array([], pa.string())
     except QBWError as error:
         return error
     if without is not None:
@@ -212,8 +212,10 @@ def _is_one(low: object, high: object) -> bool:
 
 def _run_of(ranges: Mapping[str, tuple[object, object]], rows: int) -> tuple[str, str, int, int] | None:
     checkpoint, plan = ranges.get("checkpoint_id", ("", None)), ranges.get("plan_id", ("", None))
-    first, last = ranges.get("config_index", (0, -1))
-    if not _is_one(*checkpoint) or not _is_one(*plan) or first is None or last - first + 1 != rows:
+    first, last = ranges.get("config_index", (None, None))
+    if not isinstance(first, int) or not isinstance(last, int) or last - first + 1 != rows:
+        return None
+    if not _is_one(*checkpoint) or not _is_one(*plan):
         return None
     return str(checkpoint[0]), str(plan[0]), first, last
 
@@ -222,9 +224,9 @@ def _are_counts(ranges: Mapping[str, tuple[object, object]]) -> bool:
     """Return whether the ranges alone say that the numbers of samples are right."""
     low, high = ranges.get("correct", (None, None))
     least, most = ranges.get("num_samples", (None, None))
-    if not all(isinstance(value, int) for value in (low, high, least, most)):
+    if not (isinstance(low, int) and isinstance(high, int) and isinstance(least, int) and isinstance(most, int)):
         return False
-    return 0 <= low and high <= least and least > 0 and most <= _MOST_SAMPLES  # type: ignore[operator]  # whole numbers
+    return low >= 0 and high <= least and least > 0 and most <= _MOST_SAMPLES
 
 
 def _check_counts(rows: pa.Table, same: Mapping[str, object], path: Path) -> None:
@@ -253,7 +255,7 @@ def _missing(column: pa.ChunkedArray) -> tuple[int, int] | None:
 
 
 def _epochs_of(parts: Sequence[pa.Table]) -> pd.DataFrame:
-    table = pa.concat_tables(parts).to_pandas()
+    table: pd.DataFrame = pa.concat_tables(parts).to_pandas()
     return table.assign(part=np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
 
 

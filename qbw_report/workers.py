@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -22,7 +22,7 @@ _AT_ONCE = 8
 """Items a process takes at a time, where there are many: handing each over has its price."""
 
 
-def each_in_order(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def each_in_order(function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result]:
     """Yield what a pure function makes of each item, in their order.
 
     Args:

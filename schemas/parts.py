@@ -165,7 +165,7 @@ def _ranges(metadata: pq.FileMetaData, places: Mapping[str, int]) -> dict[str, t
     """Return the ranges that a file of one row group says its columns have; none of a file of several."""
     if metadata.num_row_groups != 1:
         return {}
-    group, ranges = metadata.row_group(0), {}
+    group, ranges = metadata.row_group(0), dict[str, tuple[object, object]]()
     for name, place in places.items():  # each column of a schema, a list too, has one place in the file
         said = group.column(place).statistics
         if said is not None and said.has_null_count and said.null_count == group.num_rows:

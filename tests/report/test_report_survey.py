@@ -1,4 +1,4 @@
-"""Very many rows: counting by parts equals counting at once, and what is looked at is bounded and the same everywhere."""
+"""Very many rows: counting by parts equals counting at once; what is looked at is bounded, and the same everywhere."""
 
 import json
 import math
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from report_helpers import RunCli
 from simulated_records import row, simulate, table_of, write_records
 
+from qbw_report import cells as cells_module
 from qbw_report import frame
 from qbw_report.build import analyze, csv_bytes, json_text
 from qbw_report.cells import count_cells, merge_cells
@@ -133,7 +134,7 @@ def test_statistics_are_the_exact_ones_however_rows_are_spread(case: tuple[list[
         assert found["configs"] == len(group)
         for name, value in exactly(group).items():
             close = math.isclose(found[name], value, rel_tol=3e-16, abs_tol=5e-324) or found[name] == value
-            assert close or math.isnan(found[name]) and math.isnan(value), name
+            assert close or (math.isnan(found[name]) and math.isnan(value)), name
             if not name.endswith("_std"):
                 assert found[name] == value or math.isnan(value), name
 
@@ -149,7 +150,10 @@ def shuffled_parts(rows: list[dict[str, Any]], seed: int) -> list[list[dict[str,
 @pytest.mark.parametrize("seed", range(3))
 def test_a_folder_says_the_same_however_its_rows_are_spread(tmp_path: Path, seed: int) -> None:
     rows = simulate(epochs=3, configs=12) + simulate(experiment="other", epochs=2, configs=9, seed=1)
-    repeated = [one | {"evaluated_at": one["evaluated_at"].replace(year=2027), "correct": 0, "accuracy": 0.0} for one in rows[:7]]
+    repeated = [
+        one | {"evaluated_at": one["evaluated_at"].replace(year=2027), "correct": 0, "accuracy": 0.0}
+        for one in rows[:7]
+    ]
     expected = analyze(write_records(tmp_path / "whole", rows))
     found = analyze(write_records(tmp_path / "parts", *shuffled_parts(rows + repeated, seed)))
     assert found.notes == ["7 rows repeat a record that is already there; each counts once"]
@@ -205,9 +209,13 @@ def test_a_part_with_a_right_digest_and_wrong_counts_is_refused(tmp_path: Path) 
         path.write_bytes(sealed([rows[0] | {"correct": correct}, *rows[1:]]))
         with pytest.raises(QBWError) as raised:
             read_records(folder)
-        assert str(raised.value).startswith(f"{path}: column 'correct', row 0: expected {rule}, found {correct}; to repair")
+        assert str(raised.value).startswith(
+            f"{path}: column 'correct', row 0: expected {rule}, found {correct}; to repair"
+        )
     path.write_bytes(sealed([one | {"num_samples": 2**60, "accuracy": one["correct"] / 2**60} for one in rows]))
-    with pytest.raises(QBWError, match="column 'num_samples': expected at most 9007199254740992, found 1152921504606846976"):
+    with pytest.raises(
+        QBWError, match="column 'num_samples': expected at most 9007199254740992, found 1152921504606846976"
+    ):
         read_records(folder)
 
 
@@ -235,7 +243,9 @@ def sealed(rows: list[dict[str, Any]]) -> bytes:
     of_values, blank = digest_of(table), "0" * 32
     tags = {"kind": "records", "schema_version": "1.1", "rows": str(len(rows)), "digest": f"{of_values}-{blank}"}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({f"qbw.{k}": v for k, v in tags.items()}), sink, write_page_checksum=True)
+    pq.write_table(
+        table.replace_schema_metadata({f"qbw.{k}": v for k, v in tags.items()}), sink, write_page_checksum=True
+    )
     data: bytes = sink.getvalue().to_pybytes()
     seal = hashlib.blake2b(data, digest_size=16).hexdigest()
     return data.replace(f"{of_values}-{blank}".encode(), f"{of_values}-{seal}".encode())
@@ -293,6 +303,28 @@ def test_very_many_rows_make_a_report_recommendations_and_comparisons(tmp_path: 
     outcome = run_cli("recommend", folder, "--budget", "avg_bitwidth<=4.5", "--series", "demo@3", "--json")
     assert outcome.code == 0, outcome.stderr
     assert json.loads(outcome.stdout)["epoch"] == 2
+
+
+def test_more_rows_than_can_be_added_exactly_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "MOST_TERMS", 2)
+    with pytest.raises(QBWError) as raised:
+        merge_cells([count_cells(table_of([row([2], 1, config_index=index) for index in range(3)]))])
+    assert str(raised.value) == (
+        "demo: epoch 1 has 3 rows of equal bitwidth, more than the 2 that can be added exactly; report on fewer"
+    )
+
+
+def test_more_bins_than_anybody_reads_are_those_of_the_epochs_that_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    monkeypatch.setattr("qbw_report.build.MOST_BINS", 10)
+    folder = write_records(tmp_path, simulate(epochs=6, configs=20))
+    analysis = analyze(folder)
+    assert sorted(analysis.bins["epoch"].unique()) == [4, 5]
+    assert len(analysis.epochs) == 6
+    assert analysis.notes[1].endswith(
+        " bins: bins.csv has those of the epochs that pictures look at; statistics.csv has all epochs"
+    )
 
 
 def test_many_series_share_what_is_looked_at() -> None:
