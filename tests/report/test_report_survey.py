@@ -314,8 +314,9 @@ def test_more_rows_than_can_be_added_exactly_are_one_sentence(monkeypatch: pytes
     )
 
 
+@pytest.mark.usefixtures("few")
 def test_more_bins_than_anybody_reads_are_those_of_the_epochs_that_are_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qbw_report.build.MOST_BINS", 10)
     folder = write_records(tmp_path, simulate(epochs=6, configs=20))
