@@ -15,6 +15,7 @@ import click
 import torch
 
 from benchmarks.allocator import allocator_figures
+from benchmarks.coverage import all_shares
 from benchmarks.engines import Bounds, Effort, engine_figures, growth_figures
 from benchmarks.figures import Figure
 from benchmarks.help import help_times
@@ -23,6 +24,7 @@ from benchmarks.machine import machine_line
 from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
 from benchmarks.prepared import prepare
+from benchmarks.recommendation import recommendation_figures
 from benchmarks.reports import report_figures
 from benchmarks.store import append_time
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
@@ -30,6 +32,7 @@ from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.memory import keep_freed_memory
 
 _ROUNDS, _FEW_ROUNDS = 7, 3
+_TRIALS = 250
 _QUICK_SECONDS = 60.0
 """Of the rounds; on a slow machine fewer are run, at least one."""
 
@@ -47,14 +50,21 @@ def _bounds(workload: Workload, device: torch.device) -> Bounds:
 
 
 def measure_all(
-    device: torch.device, effort: Effort, *, quick: bool, only: Sequence[str] = ()
+    device: torch.device, effort: Effort, *, quick: bool, only: Sequence[str] = (), trials: int = _TRIALS
 ) -> Iterator[list[Figure]]:
-    """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any."""
+    """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any.
+
+    Unless quick, the answers' intervals are tried on so many simulations of every kind.
+    """
     if not only:
         yield help_times()
         yield append_time()
         yield loading_figures()
         yield report_figures(quick=quick)
+        if not quick:
+            yield recommendation_figures()
+            _tell(f"trying the report's intervals on {trials} simulations of every kind")
+            yield from ([share.figure()] for share in all_shares(trials))
     for workload in WORKLOADS[:1] if quick else WORKLOADS:
         if only and not any(words in workload.label for words in only):
             continue
@@ -87,6 +97,9 @@ def _tell(sentence: str) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice unless given.")
 @click.option("--rounds", type=click.IntRange(min=1), help=f"Rounds; {_ROUNDS}, or at most {_FEW_ROUNDS} with --quick.")
 @click.option("--seconds", type=click.FloatRange(min=0), help=f"Of a workload's rounds; {_QUICK_SECONDS:g} if --quick.")
+@click.option(
+    "--trials", type=click.IntRange(min=1), default=_TRIALS, show_default=True, help="Of the report's intervals."
+)
 @click.option("--only", multiple=True, help="Only workloads in whose name this stands: 'ResNet-20' or '{8,16,32}'.")
 def main(
     json_path: Path | None,
@@ -95,6 +108,7 @@ def main(
     threads: int | None,
     rounds: int | None,
     seconds: float | None,
+    trials: int,
     only: tuple[str, ...],
 ) -> None:
     """Measure and print every figure."""
@@ -119,7 +133,7 @@ def main(
         else Effort(rounds=rounds or _ROUNDS, limit_s=math.inf if seconds is None else seconds)
     )
     written: list[dict[str, object]] = []
-    for figures in measure_all(device, effort, quick=quick, only=only):
+    for figures in measure_all(device, effort, quick=quick, only=only, trials=trials):
         for figure in figures:
             print(figure.line(), flush=True)
             written.append({**figure.as_dict(), "machine": machine})

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
-from qbw_eval.cost import COSTS, Cost, average_cost, costs_over
+from qbw_eval.cost import costs_over
 from qbw_eval.layer_table import LayerTable
 from qbw_eval.sampling import samplers
 from qbw_eval.sampling.ranges import CostRange
 from qbw_eval.sampling.samplers import Draw, Within
+from schemas.costs import COSTS, Cost, average_cost
 from schemas.errors import UsageError
 from schemas.records import hash_of
 

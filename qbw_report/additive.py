@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
+from qbw_report.selection import configurations
+
 SPARE_ROWS = 5
 """Rows beyond the number of effects that least squares needs to know its own error."""
 
@@ -124,7 +126,7 @@ def fit_additive(bitwidths: np.ndarray, results: np.ndarray, options: Sequence[i
     rows, layers = bitwidths.shape
     options = tuple(sorted({int(bits) for bits in options} | {int(bits) for bits in np.unique(bitwidths)}))
     if rows < LEAST_ROWS:
-        return f"{rows} configurations measured, at least {LEAST_ROWS} needed; evaluate about {LEAST_ROWS - rows} more"
+        return f"{configurations(rows)} measured, at least {LEAST_ROWS} needed; evaluate about {LEAST_ROWS - rows} more"
     seen = np.stack([(bitwidths == option).sum(axis=0) for option in options], axis=1)  # (layers, options)
     against = bitwidths.max(axis=0)
     pairs = tuple(

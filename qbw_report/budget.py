@@ -5,18 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from qbw_report.layers import Cost, Layers, average_cost, costs_of
+from qbw_report.layers import Layers
+from schemas.costs import COSTS, Cost, average_cost, costs_over
 from schemas.errors import UsageError, did_you_mean
-
-BUDGETS = (
-    "avg_bitwidth",
-    "weighted_avg_bitwidth",
-    "weight_bytes",
-    "relative_weight_bytes",
-    "bit_ops",
-    "relative_bit_ops",
-)
-"""The costs that can be bounded: columns of the record."""
 
 _BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -30,7 +21,7 @@ class Budget:
     """An upper bound of one cost.
 
     Attributes:
-        cost: which, one of `BUDGETS`.
+        cost: which, one of `schemas.costs.COSTS`.
         limit: in the record's unit, exactly as written.
         text: how it was written.
     """
@@ -50,9 +41,9 @@ def parse_budget(text: str) -> Budget:
     if form is None:
         raise UsageError(f"budget {text!r}: expected cost<=value, such as avg_bitwidth<=4.5 or weight_bytes<=300kB")
     cost, value, unit = form.groups()
-    if cost not in BUDGETS:
+    if cost not in COSTS:
         raise UsageError(
-            f"budget {text!r}: expected one of {', '.join(BUDGETS)}, found {cost!r}{did_you_mean(cost, BUDGETS)}"
+            f"budget {text!r}: expected one of {', '.join(COSTS)}, found {cost!r}{did_you_mean(cost, COSTS)}"
         )
     units = _UNITS.get(cost, {"": 1})
     if unit not in units:
@@ -65,10 +56,10 @@ def costs_for(budgets: tuple[Budget, ...], layers: Layers | None, num_layers: in
     """Return the costs that can be computed, by name.
 
     Raises:
-        UsageError: a budget bounds one that needs the layer table, which is missing.
+        UsageError: a budget bounds one that needs the layer table, which is missing or has another number of layers.
     """
-    if layers is not None:
-        return costs_of(layers, largest)
+    if layers is not None and len(layers.names) == num_layers:
+        return costs_over(layers.weights, layers.macs, largest)
     for budget in budgets:
         if budget.cost != "avg_bitwidth":
             raise UsageError(
@@ -80,4 +71,4 @@ def costs_for(budgets: tuple[Budget, ...], layers: Layers | None, num_layers: in
 
 def is_within(bitwidths: tuple[int, ...], budgets: tuple[Budget, ...], costs: Mapping[str, Cost]) -> bool:
     """Return whether a configuration keeps every budget, in whole numbers."""
-    return all(costs[b.cost].total(bitwidths) <= costs[b.cost].largest_total(b.limit) for b in budgets)
+    return all(costs[b.cost].total(bitwidths) <= costs[b.cost].last_total(b.limit) for b in budgets)

@@ -11,22 +11,32 @@ import pandas as pd
 
 from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
+from qbw_report.dashboards import settings_of
 from qbw_report.drawing import drawings_of, fewer_figures, figure_epochs, rendered
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
 from qbw_report.frame import look
-from qbw_report.frontier import front, predictions
+from qbw_report.frontier import front, predictions, predictions_in_words
 from qbw_report.insight.answers import Answers, answer, sentences
-from qbw_report.insight.curve import TOLERANCE
+from qbw_report.insight.over_epochs import answers_over_epochs
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
+from qbw_report.intervals import with_intervals
 from qbw_report.layers import Layers, read_layers
+from qbw_report.levels import recommendations
 from qbw_report.overview import findings_table, overview
+from qbw_report.page.provenance import provenance
+from qbw_report.page.story import page_bytes
 from qbw_report.publish import publish
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
 from qbw_report.series import folder_names, notes_on
 from qbw_report.statistics import SERIES_KEYS, bin_statistics, epoch_statistics, join_bins
 from schemas.errors import QBWError, UsageError
+from schemas.parts import ANCHOR_NAME
 
 FIGURES = "figures"
 """Folder of the figures in the report folder, with a folder per series."""
+
+PAGE = "index.html"
+"""The page, in the report folder."""
 
 TENSORBOARD = "tensorboard"
 """Folder of the event files in the report folder: what `tensorboard --logdir` is given."""
@@ -42,14 +52,20 @@ class Analysis:
     Attributes:
         rows: the records that are looked at (`qbw_report.frame`), with `series` and `bitwidth_bin`.
         epochs: `qbw_report.statistics.epoch_statistics` of all records.
-        bins: `qbw_report.statistics.bin_statistics` of all records; of very many, of the epochs of `rows`.
+        bins: `qbw_report.statistics.bin_statistics` of all records, with intervals; of very many, of the epochs of
+            `rows`.
         times: series -> epoch -> when its last row was evaluated, in seconds since 1970.
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
+        over_epochs: a line per series and epoch: `qbw_report.insight.over_epochs.answers_over_epochs`.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
+        predictions: of each series, beside what was measured: `qbw_report.frontier.predictions`.
+        recommendations: what to ship at a few budgets: `qbw_report.levels.recommendations`.
+        thresholds: what readings are made with.
         notes: sentences about what is odd in the records.
+        parts: how many Parquet files the rows come from.
         left_out: how many damaged parts nothing here is made from.
     """
 
@@ -60,19 +76,33 @@ class Analysis:
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
+    over_epochs: pd.DataFrame
     findings: pd.DataFrame
     comparison: pd.DataFrame
+    predictions: Mapping[str, pd.DataFrame]
+    recommendations: pd.DataFrame
+    thresholds: Thresholds
     notes: list[str]
+    parts: int
     left_out: int
 
+    def sentences(self, series: str) -> list[str]:
+        """Return what is told of a series, a sentence each: its answers, then predictions against measurements."""
+        answers = next(each for each in self.answers if each.series == series)
+        rows = self.rows[self.rows["series"] == series]
+        return [
+            *sentences(answers),
+            *predictions_in_words(rows, self.predictions[series], self.sensitivity[series]),
+        ]
 
-def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERANCE) -> Analysis:
+
+def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS) -> Analysis:
     """Return the statistics and answers of a records folder.
 
     Args:
         records: the records folder.
         skip_bad: leave bad parts out, and say so in the notes, instead of refusing.
-        tolerance: the loss of accuracy that is acceptable, as a share.
+        thresholds: what readings are made with.
 
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
@@ -84,20 +114,27 @@ def analyze(records: Path, *, skip_bad: bool = False, tolerance: float = TOLERAN
     shown, few = _shown_bins(binned, rows)
     groups = {str(series): group for series, group in rows.groupby("series")}
     layers, bad_tables = _layers_of(records, groups)
-    answers = [answer(group, tolerance) for group in groups.values()]
+    answers = [answer(group, thresholds) for group in groups.values()]
     sensitivity = {series: find_sensitivity(group, layers[series]) for series, group in groups.items()}
     findings = findings_table(answers, {series: found.findings for series, found in sensitivity.items()})
     return Analysis(
         rows=rows,
         epochs=epochs,
-        bins=bin_statistics(shown),
+        bins=with_intervals(bin_statistics(shown)),
         times={str(series): wall_times(lines) for series, lines in cells.groupby("series")},
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
+        over_epochs=answers_over_epochs(rows, thresholds.tolerance),
         findings=findings,
         comparison=overview(answers, findings, epochs, cells),
+        predictions={series: predictions(group, sensitivity[series].model) for series, group in groups.items()},
+        recommendations=_stacked(
+            [recommendations(group, layers[series], sensitivity[series]) for series, group in groups.items()]
+        ),
+        thresholds=thresholds,
         notes=[*found.left_out, *found.notes, *some, *few, *notes_on(cells), *bad_tables],
+        parts=sum(path.name != ANCHOR_NAME for path in found.parts) + len(found.left_out),
         left_out=len(found.left_out),
     )
 
@@ -109,7 +146,7 @@ def build(
     say: Callable[[str], None] = lambda _: None,
     *,
     skip_bad: bool = False,
-    tolerance: float = TOLERANCE,
+    thresholds: Thresholds = DEFAULTS,
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -121,7 +158,7 @@ def build(
         every: draw the figure of every so many epochs, and of the last.
         say: told what happens, a phrase at a time.
         skip_bad: leave bad parts out, and say so, instead of refusing.
-        tolerance: the loss of accuracy that is acceptable, as a share.
+        thresholds: what readings are made with.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -130,7 +167,7 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance)
+    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds)
     analysis = replace(analysis, notes=[*analysis.notes, *figure_notes(analysis, every)])
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
@@ -146,27 +183,40 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
             analysis.epochs[analysis.epochs["series"] == series],
             analysis.sensitivity[series].table,
             shown[series],
+            analysis.thresholds,
         )
         for series in folders
     }
     pictures = rendered([drawing for each in drawings.values() for drawing in each], analysis.left_out)
     for series, folder in folders.items():
         say(f"drawing {series}")
-        images: dict[int, bytes] = {}
+        images: dict[str, dict[int, bytes]] = {}
         for drawing in drawings[series]:
             png, svg = next(pictures)
             yield f"{FIGURES}/{folder}/{drawing.name}.png", png
             yield f"{FIGURES}/{folder}/{drawing.name}.svg", svg
-            if drawing.epoch is not None:
-                images[drawing.epoch] = png
-        statistics, times = analysis.epochs[analysis.epochs["series"] == series], analysis.times[series]
-        events = event_file(statistics, images, times)
+            images.setdefault(drawing.tag, {})[drawing.epoch] = png
+        times = analysis.times[series]
+        settings = settings_of(analysis.rows[analysis.rows["series"] == series])
+        events = event_file(_numbers(analysis, series), images, times, settings)
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
-    yield "statistics.csv", csv_bytes(analysis.epochs)
-    yield "bins.csv", csv_bytes(analysis.bins)
-    for name, table in answer_tables(analysis).items():
+    tables = all_tables(analysis)
+    for name, table in tables.items():
         yield f"{name}.csv", csv_bytes(table)
     yield "statistics.json", json_text(analysis).encode()
+    say("writing the page")
+    told = {answers.series: analysis.sentences(answers.series) for answers in analysis.answers}
+    yield (
+        PAGE,
+        page_bytes(analysis.rows, analysis.answers, told, analysis.sensitivity, tables, analysis.notes, analysis.parts),
+    )
+
+
+def _numbers(analysis: Analysis, series: str) -> pd.DataFrame:
+    """Return a line per epoch of a series: its statistics, and what they answer."""
+    answers = analysis.over_epochs.drop(columns="configs")  # which are those that were looked at
+    numbers = analysis.epochs.merge(answers, on=["series", "epoch"], how="left", validate="one_to_one")
+    return numbers[numbers["series"] == series]
 
 
 def _shown_bins(binned: pd.DataFrame, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -215,18 +265,23 @@ def figure_notes(analysis: Analysis, every: int) -> list[str]:
     return [f"{wanted:,} epochs were to get a figure; {given:,} have one, at equal steps and the last of each series"]
 
 
-def answer_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """Return every table of answers by its name; one that has no line has its columns."""
+def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Return every table of the report by its name; one that has no line has its columns."""
     series = {str(name): rows for name, rows in analysis.rows.groupby("series")}
     found = analysis.sensitivity
     return {
+        "statistics": analysis.epochs,
+        "bins": analysis.bins,
         "answers": analysis.findings,
+        "answers_over_epochs": analysis.over_epochs,
         "comparison": analysis.comparison,
         "pairs": all_pairs(analysis.rows),
         "sensitivity": _stacked([found[name].table for name in series]),
         "interactions": _stacked([found[name].interactions for name in series]),
         "front": _stacked([front(rows) for rows in series.values()]),
-        "predictions": _stacked([predictions(rows, found[name].model) for name, rows in series.items()]),
+        "predictions": _stacked([analysis.predictions[name] for name in series]),
+        "recommendations": analysis.recommendations,
+        "provenance": provenance(analysis.rows),
     }
 
 
@@ -250,7 +305,7 @@ def json_text(analysis: Analysis) -> str:
                 "answers": {
                     **asdict(answers),
                     "findings": _records(analysis.findings, answers.series, ["series", "epoch"]),
-                    "sentences": sentences(answers),
+                    "sentences": analysis.sentences(answers.series),
                 },
                 "epochs": _records(analysis.epochs, answers.series),
                 "bins": _records(analysis.bins, answers.series),

@@ -1,18 +1,20 @@
 """click options -> the functions of this package; nothing else. Heavy imports wait until a command runs."""
 
+import functools
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from schemas.errors import exit_code_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from qbw_report.build import Analysis
-    from qbw_report.insight.answers import Answers
 
 PROGRAM = "qbw-report"
 
@@ -21,21 +23,34 @@ DEFAULT_REPORT = Path("results/report")
 _records = click.argument("records", type=click.Path(path_type=Path), default=Path("results/records"))
 
 
-_tolerance = click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0, max=100, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Points of accuracy that may be lost against the best.",
-)
 _skip_bad = click.option("--skip-bad", is_flag=True, help="Leave damaged parts out, and say so, instead of refusing.")
+
+
+def _thresholds(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `qbw_report.insight.thresholds` as one argument, `thresholds`."""
+
+    @functools.wraps(command)
+    def with_thresholds(*, tolerance: float, strong: float, flat: float, noisy_ratio: float, **others: Any) -> None:
+        made = Thresholds(tolerance=tolerance / 100, strong=strong, flat=flat, noisy_ratio=noisy_ratio)
+        command(thresholds=made, **others)
+
+    options = (
+        ("--tolerance", 100 * DEFAULTS.tolerance, "Points of accuracy that may be lost against the best."),
+        ("--strong", DEFAULTS.strong, "From here on a correlation is called strong."),
+        ("--flat", DEFAULTS.flat, "Below this, up or down, a correlation is called flat."),
+        ("--noisy-ratio", DEFAULTS.noisy_ratio, "From here on accuracy is called more variable at low bits."),
+    )
+    for name, default, words in reversed(options):
+        option = click.option(name, type=float, default=default, show_default=True, help=words)
+        with_thresholds = option(with_thresholds)
+    return with_thresholds
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(package_name="qbw", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Turn records of evaluated bitwidth configurations into statistics, figures and TensorBoard files."""
+    """Turn records of evaluated bitwidth configurations into answers, a page, figures and TensorBoard files."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -52,23 +67,23 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="Draw bitwidth against accuracy every so many epochs, and for the last.",
 )
-@_tolerance
+@_thresholds
 @_skip_bad
-def build_command(records: Path, out: Path, every: int, tolerance: float, skip_bad: bool) -> None:
-    """Build statistics, figures and TensorBoard files from RECORDS (results/records).
+def build_command(records: Path, out: Path, every: int, thresholds: Thresholds, skip_bad: bool) -> None:
+    """Build the page, tables, figures and TensorBoard files from RECORDS (results/records).
 
     Building again replaces the report; files in the folder that it did not write stay.
     """
     from qbw_report.build import build
     from qbw_report.tables import print_epochs, stdout_console
 
-    analysis, paths = build(records, out, every, _say, skip_bad=skip_bad, tolerance=tolerance / 100)
+    analysis, paths = build(records, out, every, _say, skip_bad=skip_bad, thresholds=thresholds)
     console = stdout_console()
     _notes(analysis)
     for answers in analysis.answers:
         _heading(console, answers.series)
         print_epochs(console, analysis.epochs[analysis.epochs["series"] == answers.series])
-        _answers(answers)
+        _told(analysis.sentences(answers.series))
     _paths(out, paths)
 
 
@@ -76,15 +91,15 @@ def build_command(records: Path, out: Path, every: int, tolerance: float, skip_b
 @_records
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("--sort", "by", default="series", show_default=True, help="Sort series by a column of comparison.csv.")
-@_tolerance
+@_thresholds
 @_skip_bad
-def summary_command(records: Path, as_json: bool, by: str, tolerance: float, skip_bad: bool) -> None:
+def summary_command(records: Path, as_json: bool, by: str, thresholds: Thresholds, skip_bad: bool) -> None:
     """Print statistics and answers from RECORDS (results/records); write no file."""
     from qbw_report.build import analyze, json_text
     from qbw_report.overview import sort_overview
     from qbw_report.tables import print_bins, print_epochs, print_findings, print_overview, stdout_console
 
-    analysis = analyze(records, skip_bad=skip_bad, tolerance=tolerance / 100)
+    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds)
     series = sort_overview(analysis.comparison, by)
     _notes(analysis)
     if as_json:
@@ -99,7 +114,7 @@ def summary_command(records: Path, as_json: bool, by: str, tolerance: float, ski
         print_bins(console, analysis.bins[of_series & (analysis.bins["epoch"] == answers.epoch)])
         click.echo("\nAnswers:")
         print_findings(console, analysis.findings[analysis.findings["series"] == answers.series])
-        _answers(answers)
+        _told(analysis.sentences(answers.series))
     if len(series) > 1:
         click.echo(f"All series, by {by}:")
         print_overview(console, series)
@@ -208,24 +223,25 @@ def _heading(console: "Console", series: str) -> None:
     console.print(series, style="bold", soft_wrap=True)
 
 
-def _answers(answers: "Answers") -> None:
-    from qbw_report.insight.answers import sentences
-
+def _told(sentences: list[str]) -> None:
     click.echo()
-    for sentence in sentences(answers):
+    for sentence in sentences:
         click.echo(sentence)
     click.echo()
 
 
 def _paths(out: Path, paths: list[str]) -> None:
-    """Print the tables' paths and the folders of figures and event files, with what is in them."""
-    from qbw_report.build import FIGURES, TENSORBOARD
+    """Print where the page, the tables, the figures and the event files are."""
+    from qbw_report.build import FIGURES, PAGE, TENSORBOARD
 
     figures = sum(path.startswith(FIGURES) and path.endswith(".png") for path in paths)
-    written = [(str(out / path), "") for path in paths if "/" not in path]
-    written.append((str(out / FIGURES), f"{figures} {'figure' if figures == 1 else 'figures'}, PNG and SVG"))
     report = "" if out == DEFAULT_REPORT else f" REPORT={shlex.quote(str(out))}"
-    written.append((str(out / TENSORBOARD), f"event files; serve them: make tensorboard{report}"))
-    width = max(len(path) for path, _ in written)
-    for path, what in written:
-        click.echo(f"{path:{width}}  {what}".rstrip())
+    written = (
+        (PAGE, "the page: open it in a browser"),
+        ("*.csv", f"{sum(path.endswith('.csv') for path in paths)} tables, statistics.json too"),
+        (FIGURES, f"{figures} {'figure' if figures == 1 else 'figures'}, PNG and SVG"),
+        (TENSORBOARD, f"event files; serve them: make tensorboard{report}"),
+    )
+    width = max(len(str(out / name)) for name, _ in written)
+    for name, what in written:
+        click.echo(f"{out / name!s:{width}}  {what}")

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.special import stdtrit
+from scipy.stats import rankdata
 
 LEAST_FOR_CORRELATION = 3
 """Two points always lie on a line, so their correlation says nothing."""
@@ -104,7 +105,7 @@ def _interval(value: float, influence: np.ndarray, strata: np.ndarray | None) ->
         # is what chance leaves (Cochran 1977, "Sampling Techniques", section 8.10).
         steps = np.diff(influence[np.argsort(strata, kind="stable")])
         variance = steps @ steps / 2 / (n - 1) / n
-    half = float(t.ppf(0.975, n - 2)) * math.sqrt(variance)
+    half = float(stdtrit(n - 2, 0.975)) * math.sqrt(variance)  # Student's t
     center = math.atanh(min(max(value, -_ALMOST_ONE), _ALMOST_ONE))
     return Correlation(value=value, low=math.tanh(center - half), high=math.tanh(center + half))
 

@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from qbw_report.events import IMAGE_TAG, OVER_EPOCHS_TAG, SENSITIVITY_TAG
 from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from qbw_report.insight.trend import find_trend, trend_in_words
 from qbw_report.selection import strata_of, typical_rows
 from qbw_report.sensitivity_figure import plot_sensitivity
@@ -28,19 +30,26 @@ class Drawing:
 
     Attributes:
         name: of its files, without what they end in.
-        epoch: which one it shows; None for a figure over epochs.
+        tag: in TensorBoard.
+        epoch: which one it shows, 0-based; the last one for a figure over epochs.
         plot: what draws it.
         arguments: of `plot`.
     """
 
     name: str
-    epoch: int | None
+    tag: str
+    epoch: int
     plot: Callable[..., Figure]
     arguments: tuple[Any, ...]
 
 
 def drawings_of(
-    series: str, rows: pd.DataFrame, statistics: pd.DataFrame, effects: pd.DataFrame, epochs: Sequence[int]
+    series: str,
+    rows: pd.DataFrame,
+    statistics: pd.DataFrame,
+    effects: pd.DataFrame,
+    epochs: Sequence[int],
+    thresholds: Thresholds = DEFAULTS,
 ) -> list[Drawing]:
     """Return the figures of one series.
 
@@ -50,28 +59,32 @@ def drawings_of(
         statistics: of it: `qbw_report.statistics.epoch_statistics`.
         effects: `qbw_report.sensitivity.find_sensitivity` of it, the table.
         epochs: 0-based: those that get a figure of their own.
+        thresholds: what readings are made with.
     """
     drawings = []
     for epoch, group in rows[rows["epoch"].isin(epochs)].groupby("epoch"):
         number = int(str(epoch))
-        arguments = (group[_LOOKED_AT], number, f"{series}: bitwidth and accuracy")
+        of_epoch = (group[_LOOKED_AT], number, f"{series}: bitwidth and accuracy", thresholds)
         name = f"bitwidth_vs_accuracy_epoch_{number + 1:03d}"
-        drawings.append(Drawing(name=name, epoch=number, plot=plot_epoch, arguments=arguments))
+        drawings.append(Drawing(name=name, tag=IMAGE_TAG, epoch=number, plot=plot_epoch, arguments=of_epoch))
+    last = int(rows["epoch"].max())
     for metric in METRICS:
         if statistics[f"{metric}_mean"].notna().any():
+            name, tag = f"{metric}_over_epochs", OVER_EPOCHS_TAG.format(metric)
             over = (statistics, metric, f"{series}: {metric} over epochs")
-            name = f"{metric}_over_epochs"
-            drawings.append(Drawing(name=name, epoch=None, plot=plot_metric_over_epochs, arguments=over))
+            drawings.append(Drawing(name=name, tag=tag, epoch=last, plot=plot_metric_over_epochs, arguments=over))
     if ((effects["metric"] == "accuracy") & (effects["option"] < effects["against"])).any():
-        title = f"{series}: where bits matter, epoch {effects['epoch'].iloc[0] + 1}"
-        drawings.append(Drawing(name="sensitivity", epoch=None, plot=plot_sensitivity, arguments=(effects, title)))
+        number = int(effects["epoch"].iloc[0])
+        what = (effects, f"{series}: where bits matter, epoch {number + 1}")
+        tag = SENSITIVITY_TAG
+        drawings.append(Drawing(name="sensitivity", tag=tag, epoch=number, plot=plot_sensitivity, arguments=what))
     return drawings
 
 
-def plot_epoch(rows: pd.DataFrame, epoch: int, title: str) -> Figure:
+def plot_epoch(rows: pd.DataFrame, epoch: int, title: str, thresholds: Thresholds) -> Figure:
     """Draw one epoch of one series; its trend is that of the configurations that nobody picked."""
     drawn, _ = typical_rows(rows)
-    trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth")))
+    trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth"), thresholds))
     return plot_bitwidth_vs_accuracy(rows["avg_bitwidth"], rows["accuracy"], epoch, title, trend)
 
 

@@ -17,21 +17,16 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-IMAGE_TAG = "Bitwidth_Analysis/bitwidth_vs_accuracy"
+from qbw_report.dashboards import TAGS, Setting, layout, session
 
-SCALAR_TAGS = {
-    "Bitwidth/mean_bitwidth": "bitwidth_mean",
-    "Bitwidth/std_bitwidth": "bitwidth_std",
-    "Bitwidth/min_bitwidth": "bitwidth_min",
-    "Bitwidth/max_bitwidth": "bitwidth_max",
-    "Validation/mean_acc": "accuracy_mean",
-    "Validation/std_acc": "accuracy_std",
-    "Validation/min_acc": "accuracy_min",
-    "Validation/max_acc": "accuracy_max",
-    "Loss/val": "loss_mean",
-    "Accuracy/val": "accuracy_mean",
-}
-"""The seed document's tag -> column of `qbw_report.statistics.per_epoch`."""
+IMAGE_TAG = "Bitwidth_Analysis/bitwidth_vs_accuracy"
+"""The seed document's."""
+
+OVER_EPOCHS_TAG = "Bitwidth_Analysis/{}_over_epochs"
+"""Of the figures of accuracy, loss and bitwidth over epochs."""
+
+SENSITIVITY_TAG = "Bitwidth_Analysis/sensitivity"
+"""Of the figure of where bits matter."""
 
 _PREFIX, _SUFFIX = "events.out.tfevents.", ".qbw"
 
@@ -43,28 +38,39 @@ def wall_times(rows: pd.DataFrame) -> dict[int, float]:
     return {int(epoch): float(value) for epoch, value in seconds.items()}
 
 
-def event_file(statistics: pd.DataFrame, images: Mapping[int, bytes], times: Mapping[int, float]) -> bytes:
+def event_file(
+    numbers: pd.DataFrame,
+    images: Mapping[str, Mapping[int, bytes]],
+    times: Mapping[int, float],
+    settings: Mapping[str, Setting],
+) -> bytes:
     """Return the bytes of the event file of one series; equal arguments give equal bytes.
 
-    Scalars are single precision, as in every event file. A loss that does not exist is written as NaN.
+    Scalars are single precision, as in every event file. What does not exist or cannot be told is written as NaN, not
+    left out: a running TensorBoard would keep what an earlier report said of that epoch, its table of series would show
+    an earlier epoch, and a chart with a band wants value and both ends at the same steps. (It does keep the picture of
+    an epoch that was the last one then, and has none now.)
 
     Args:
-        statistics: rows of one series from `qbw_report.statistics.per_epoch`, sorted by epoch.
-        images: epoch -> PNG of the figure; epochs without one are left out.
+        numbers: rows of one series, sorted by epoch: the columns of `qbw_report.statistics.per_epoch` and
+            `qbw_report.insight.over_epochs.answers_over_epochs`.
+        images: tag -> epoch -> PNG of the figure; epochs without one are left out.
         times: epoch -> wall time, in seconds since 1970.
+        settings: how the series was measured; see `qbw_report.dashboards.settings_of`.
     """
     start = min(times.values())
+    series = str(numbers["series"].iloc[0])
     events = [
         Event(wall_time=start, file_version="brain.Event:2"),
-        # A running TensorBoard that had read the previous file forgets what it knew from step 0 on.
+        # A running TensorBoard that reads in Python and had read the previous file forgets what it knew from step 0 on.
         Event(wall_time=start, step=0, session_log=SessionLog(status=SessionLog.START)),
+        _event(start, 0, [layout(), session(series, settings, start)]),
     ]
-    for row in statistics.to_dict("records"):
+    for row in numbers.to_dict("records"):
         epoch = int(row["epoch"])
-        values = [Summary.Value(tag=tag, simple_value=row[column]) for tag, column in SCALAR_TAGS.items()]
-        if epoch in images:
-            values.append(Summary.Value(tag=IMAGE_TAG, image=_image(images[epoch])))
-        events.append(Event(wall_time=times[epoch], step=epoch, summary=Summary(value=values)))
+        values = [Summary.Value(tag=tag, simple_value=row[column]) for tag, column in TAGS.items()]
+        values += [Summary.Value(tag=tag, image=_image(pngs[epoch])) for tag, pngs in images.items() if epoch in pngs]
+        events.append(_event(times[epoch], epoch, values))
     return _encode(events)
 
 
@@ -79,6 +85,10 @@ def event_file_name(data: bytes, times: Mapping[int, float]) -> str:
 def our_event_files(tensorboard: Path) -> list[Path]:
     """Return the event files in the run folders of `tensorboard` that bear our suffix, so that only we wrote them."""
     return sorted(tensorboard.glob(f"*/{_PREFIX}*{_SUFFIX}"))
+
+
+def _event(wall_time: float, step: int, values: Iterable[Summary.Value]) -> Event:
+    return Event(wall_time=wall_time, step=step, summary=Summary(value=values))
 
 
 def _image(png: bytes) -> Summary.Image:

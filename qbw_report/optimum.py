@@ -7,8 +7,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from qbw_report.budget import Budget, is_within
-from qbw_report.layers import Cost
 from qbw_report.quiet import silent_stdout
+from schemas.costs import Cost
 
 _TRIES = 5
 _SECONDS = 20.0
@@ -41,7 +41,7 @@ def best_within(
         )
         for b in budgets
     ]
-    limits = [float(costs[b.cost].largest_total(b.limit)) for b in budgets]
+    limits = [float(costs[b.cost].last_total(b.limit)) for b in budgets]
     one_each = LinearConstraint(csr_matrix(np.kron(np.eye(num_layers), np.ones((1, num_options)))), 1, 1)
     value = np.where(usable, effects, 0.0).ravel()
     scale = max(float(np.abs(value).max()), 1e-12)
@@ -65,7 +65,7 @@ def best_within(
         if is_within(bits, budgets, costs):
             return bits
         for place, (budget, limit) in enumerate(zip(budgets, limits, strict=True)):
-            over = costs[budget.cost].total(bits) - costs[budget.cost].largest_total(budget.limit)
+            over = costs[budget.cost].total(bits) - costs[budget.cost].last_total(budget.limit)
             limits[place] = limit - max(over, 0)
     return by_steps(np.where(usable, effects, -np.inf), options, smallest, budgets, costs)
 

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qbw_report.budget import Budget, costs_for, is_within
-from qbw_report.layers import Cost, Layers
+from qbw_report.layers import Layers
+from qbw_report.masks import Paired, compare_right, right_samples
 from qbw_report.optimum import best_within
 from qbw_report.selection import last_epoch
 from qbw_report.sensitivity import Sensitivity, bits_of, layer_names, of_one_network, options_of
+from schemas.costs import Cost
 from schemas.errors import QBWError
 
 
@@ -52,6 +54,8 @@ class Recommendation:
         best_measured: of those measured within the budgets the most accurate; None where there is none.
         best_uniform: the one with all layers at the same bits that is measured to be best, else the largest within the
             budgets; None where there is none.
+        against_uniform: the recommended one against it on the same samples; None where either is not measured, or there
+            are no masks.
         method: of the predictions.
     """
 
@@ -62,6 +66,7 @@ class Recommendation:
     best_predicted: Candidate
     best_measured: Candidate | None
     best_uniform: Candidate | None
+    against_uniform: Paired | None
     method: str
 
 
@@ -89,7 +94,7 @@ def recommend(
     bits = best_within(model.effects, model.options, budgets, costs)
     written = ", ".join(budget.text for budget in budgets)
     if bits is None:
-        lowest = ", ".join(f"{b.cost} {costs[b.cost].value((options[0],) * num_layers):.6g}" for b in budgets)
+        lowest = ", ".join(f"{b.cost} {costs[b.cost].of((options[0],) * num_layers):.6g}" for b in budgets)
         raise QBWError(
             f"{series}: no configuration keeps {written}; with every layer at {options[0]} bits it is {lowest}; "
             "allow more"
@@ -102,10 +107,11 @@ def recommend(
         row = measured.get(bitwidths)
         return Candidate(
             bitwidths=bitwidths,
-            costs={name: cost.value(bitwidths) for name, cost in costs.items()},
-            predicted=predicted,
-            low=predicted - half,
-            high=predicted + half,
+            costs={name: cost.of(bitwidths) for name, cost in costs.items()},
+            # Effects are added up without end; accuracies are shares.
+            predicted=_share(predicted),
+            low=_share(predicted - half),
+            high=_share(predicted + half),
             measured=np.nan if row is None else row[0],
             config_id="" if row is None else row[1],
         )
@@ -120,8 +126,13 @@ def recommend(
         best_predicted=candidate(bits),
         best_measured=None if best is None else candidate(best),
         best_uniform=None if uniform is None else candidate(uniform),
+        against_uniform=None if uniform is None else _paired(last, measured.get(bits), measured.get(uniform)),
         method=f"additive model of accuracy ({model.method}), integer programming",
     )
+
+
+def _share(value: float) -> float:
+    return value if np.isnan(value) else min(max(value, 0.0), 1.0)
 
 
 def _measured_by_bits(rows: pd.DataFrame) -> dict[tuple[int, ...], tuple[float, str]]:
@@ -132,6 +143,15 @@ def _measured_by_bits(rows: pd.DataFrame) -> dict[tuple[int, ...], tuple[float, 
         tuple(int(b) for b in bits[place]): (float(mean[config]), str(config))
         for place, config in enumerate(rows["config_id"])
     }
+
+
+def _paired(rows: pd.DataFrame, one: tuple[float, str] | None, other: tuple[float, str] | None) -> Paired | None:
+    """Return how two measured configurations (accuracy and config_id) differ on the same samples."""
+    if one is None or other is None:
+        return None
+    once = rows.drop_duplicates("config_id").set_index("config_id", drop=False)
+    right = right_samples(once.loc[[one[1], other[1]]])
+    return None if right is None else compare_right(right[0], right[1])
 
 
 def _best_uniform(
@@ -178,9 +198,11 @@ def verdict(found: Recommendation) -> str:
         return "The recommended configuration is not measured yet: evaluate the file, then ask again."
     if uniform is None or np.isnan(uniform.measured):
         return "The recommended configuration is measured; no uniform one within the budget is."
-    more = 100 * (best.measured - uniform.measured)
+    more, paired = 100 * (best.measured - uniform.measured), found.against_uniform
     word = "at least as good as" if more >= 0 else "worse than"
-    return f"Measured, it is {word} the best uniform configuration within the budget ({more:+.1f} points)."
+    sure = "" if paired is None else f"; 95%: {100 * paired.low:+.1f} to {100 * paired.high:+.1f} on the same samples"
+    told = f"Measured, it is {word} the best uniform configuration within the budget ({more:+.1f} points{sure})."
+    return told if more >= 0 else f"{told} The best measured one is the one to ship."
 
 
 def as_json(found: Recommendation) -> dict[str, Any]:
@@ -206,5 +228,6 @@ def as_json(found: Recommendation) -> dict[str, Any]:
         "best_predicted": plain(found.best_predicted),
         "best_measured": plain(found.best_measured),
         "best_uniform": plain(found.best_uniform),
+        "against_uniform": None if found.against_uniform is None else asdict(found.against_uniform),
         "verdict": verdict(found),
     }

@@ -4,7 +4,7 @@ import hashlib
 import math
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import ndtr, stdtrit
 
 RESAMPLES = 500
 """The ends of a 95% interval are then the 10th or so of the sorted values: they vary by a twentieth of its width."""
@@ -36,6 +36,6 @@ def percentile_interval(values: np.ndarray, rows: int, parameters: int) -> tuple
         parameters: how many numbers were fitted to them.
     """
     freedom = max(rows - parameters, 1)
-    tail = float(norm.cdf(-math.sqrt(rows / freedom) * t.ppf(0.975, freedom)))
+    tail = float(ndtr(-math.sqrt(rows / freedom) * stdtrit(freedom, 0.975)))  # normal, and Student's t
     low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)

@@ -18,7 +18,8 @@ def last_epoch(rows: pd.DataFrame) -> pd.DataFrame:
 
 def sampler_names(rows: pd.DataFrame) -> pd.Series:
     """Return each row's sampler without its version; empty text where the row does not say."""
-    return rows["sampler"].fillna("").astype(str).str.partition("/")[0]
+    samplers = rows["sampler"].fillna("").astype(object)
+    return samplers.map({name: name.partition("/")[0] for name in samplers.unique()})
 
 
 def typical_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -35,6 +36,15 @@ def typical_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     left = len(rows) - len(drawn)
     without = f"; {configurations(left)} picked by hand left out" if left else ""
     return drawn, f"{configurations(len(drawn))} ({kinds}){without}"
+
+
+def cost_missing(rows: pd.DataFrame, cost: str) -> str:
+    """Return why accuracy cannot be set against a cost; empty where every row says what it costs.
+
+    A correlation with a gap does not exist, as that of a constant accuracy does not; only the latter is flat.
+    """
+    missing = int((~np.isfinite(rows[cost].to_numpy(dtype=float))).sum())
+    return f"{cost} is missing in {missing:,} of {configurations(len(rows))}" if missing else ""
 
 
 def strata_of(rows: pd.DataFrame, cost: str) -> np.ndarray | None:

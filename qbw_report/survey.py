@@ -29,6 +29,8 @@ REQUIRED = ("experiment", "epoch", "split", "data_id", "checkpoint_id", "config_
 _MAYBE_SAME = (*TEXTS, "epoch", "num_samples")
 """What the rows of most parts have in common, so that the ranges that the file says are all there is to know."""
 
+ENDLESS = "endless"
+
 _MOST_SAMPLES = 2**53
 """Larger numbers are no doubles, so that an accuracy could not be their exact ratio."""
 
@@ -46,7 +48,8 @@ class Counted:
         rows: how many there are.
         run: checkpoint, plan, and first and last index of its configurations, where it is as the store writes parts:
             consecutive configurations of one plan for one checkpoint. None where it is not, or where nobody knows.
-        missing: required column -> how many rows have no value there, and the first one's id.
+        missing: required column -> how many rows have no value there, and the first one's id; under `ENDLESS`, those
+            whose average bitwidth is infinite.
     """
 
     cells: pa.Table
@@ -148,6 +151,8 @@ def count_part(path: Path, without: np.ndarray | None = None) -> Counted | QBWEr
             _check_counts(rows, same, path)
         lacking = ((name, _missing(rows[name])) for name in REQUIRED if name in rows.column_names)
         missing = {name: found for name, found in lacking if found is not None}
+        endless = np.flatnonzero(np.isinf(rows["avg_bitwidth"].to_numpy()))
+        missing |= {ENDLESS: (len(endless), int(endless[0]))} if len(endless) else {}
         ids = part.read(["record_id"])["record_id"] if missing else pa.chunked_array([], pa.string())
     except QBWError as error:
         return error
@@ -249,7 +254,7 @@ def _missing(column: pa.ChunkedArray) -> tuple[int, int] | None:
         return None
     # A null among floats is NaN for NumPy.
     floats = pa.types.is_floating(column.type)
-    lacking = pa.array(~np.isfinite(column.to_numpy())) if floats else pc.is_null(column)
+    lacking = pa.array(np.isnan(column.to_numpy())) if floats else pc.is_null(column)
     count = pc.sum(lacking).as_py()
     return (count, pc.index(lacking, True).as_py()) if count else None
 
@@ -264,6 +269,13 @@ def _check_required(missing: Sequence[Mapping[str, tuple[int, str]]], total: int
         found = [part[column] for part in missing if column in part]
         if found:
             raise missing_values(folder, column, sum(count for count, _ in found), total, found[0][1])
+    endless = [part[ENDLESS] for part in missing if ENDLESS in part]
+    if endless:
+        raise QBWError(
+            f"{folder}: column 'avg_bitwidth': expected a finite number of bits in every row, found infinity in "
+            f"{sum(count for count, _ in endless)} of {total} rows (first: record {endless[0][1]}); evaluate those "
+            "checkpoints again"
+        )
 
 
 def missing_values(folder: Path, column: str, count: int, total: int, record: str) -> QBWError:

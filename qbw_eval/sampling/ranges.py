@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from qbw_eval.cost import COSTS, Cost
+from schemas.costs import COSTS, Cost
 from schemas.errors import did_you_mean
 
 # Bounded, because the text may stand in a stranger's checkpoint, and 1e999999999 would fill the memory.
@@ -16,7 +16,7 @@ class CostRange:
     """The values that a cost may have, both ends included.
 
     Attributes:
-        cost: one of `cost.COSTS`.
+        cost: one of `schemas.costs.COSTS`.
         low, high: in the cost's unit; None where that side is open.
     """
 
@@ -34,7 +34,7 @@ class CostRange:
         return {"cost": self.cost, **{side: None if end is None else str(end) for side, end in ends.items()}}
 
     def totals(self, cost: Cost, lowest: int, highest: int) -> tuple[int, int]:
-        """Return the first and the last sum of `cost` (see `cost.Cost`) in the range, of those that can be at all."""
+        """Return the first and the last sum of `cost` in the range, of those that can be at all; see `Cost`."""
         first = lowest if self.low is None else max(lowest, cost.first_total(self.low))
         last = highest if self.high is None else min(highest, cost.last_total(self.high))
         return first, last

@@ -12,8 +12,8 @@ from fractions import Fraction
 from itertools import accumulate, count, product
 from typing import NamedTuple
 
-from qbw_eval.cost import Cost
 from qbw_eval.sampling.strata import Strata, Untaken
+from schemas.costs import Cost
 
 _TRIES = 64
 """Configurations looked at where a stratum's may lie outside the range, before another stratum is tried."""
@@ -27,7 +27,7 @@ class Draw(NamedTuple):
 
 
 class Within(NamedTuple):
-    """The configurations whose sum of a cost (see `cost.Cost`) is from `first` to `last`."""
+    """The configurations whose sum of a cost (see `Cost`) is from `first` to `last`."""
 
     cost: Cost
     first: int

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd
 
-from qbw_eval.cost import Cost
+from schemas.costs import Cost
 
 _MOST_STRATA, _FEWEST_STRATA = 8192, 256
 _MOST_STEPS = 2**22

@@ -6,12 +6,14 @@ Every answer carries its uncertainty, and "cannot tell" is one of them.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from qbw_report.insight.cautions import cautions
-from qbw_report.insight.curve import TOLERANCE, curve_findings
+from qbw_report.insight.curve import curve_findings
 from qbw_report.insight.finding import Finding, points
 from qbw_report.insight.stability import stability_findings
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from qbw_report.insight.trend import LEAST_CONFIGS, Trend, find_trend, trend_findings, trend_in_words
 from qbw_report.masks import Paired, compare_right, right_samples
 from qbw_report.selection import COSTS, last_epoch, strata_of, typical_rows
@@ -48,8 +50,8 @@ class Answers:
         num_samples: samples that each configuration was measured on (the smallest number, where they differ).
         trend: whether accuracy follows bitwidth.
         best: the configuration of highest accuracy; of equals the one with the fewest bits.
-        tolerance: the loss of accuracy against `best` that is accepted, as a share.
-        lowest: the configuration with the lowest average bitwidth within `tolerance` of `best`; None where there are
+        thresholds: what the readings were made with.
+        lowest: the configuration with the lowest average bitwidth within the tolerance of `best`; None where there are
             too few configurations, or all of one bitwidth.
         lowest_against_best: their difference on the same samples; None where there is no `lowest`, or no masks.
         findings: every answer with its interval, method and source.
@@ -61,7 +63,7 @@ class Answers:
     num_samples: int
     trend: Trend
     best: Measured
-    tolerance: float
+    thresholds: Thresholds
     lowest: Measured | None
     lowest_against_best: Paired | None
     findings: tuple[Finding, ...]
@@ -79,42 +81,49 @@ class Answers:
         raise KeyError((question, cost))
 
 
-def answer(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> Answers:
+def answer(rows: pd.DataFrame, thresholds: Thresholds = DEFAULTS) -> Answers:
     """Return what the last epoch of one series says.
 
     Args:
         rows: one series, with `series` and `bitwidth_bin`; at least one row.
-        tolerance: accepted loss of accuracy, as a share (0.01 is one point).
+        thresholds: what the readings are made with.
     """
     last = last_epoch(rows)
     drawn, _ = typical_rows(last)
-    best = last.sort_values(["accuracy", "avg_bitwidth", "config_id"], ascending=[False, True, True]).iloc[0]
-    lowest = None
-    if len(last) >= LEAST_CONFIGS and last["bitwidth_bin"].nunique() > 1:
-        # The tiny slack keeps a configuration that is exactly `tolerance` worse: subtracting floats would lose it.
-        enough = last[last["accuracy"] >= best["accuracy"] - tolerance - 1e-12]
-        lowest = enough.sort_values(["avg_bitwidth", "accuracy", "config_id"], ascending=[True, False, True]).iloc[0]
+    best, lowest = best_and_lowest(last, thresholds.tolerance)
     against = None if lowest is None else _paired(last, lowest, best)
     noise = 0.0
     if lowest is not None:
         noise = _measured(lowest).noise if against is None else (against.high - against.low) / 2
-    curves = [curve_findings(last, cost, tolerance) for cost in COSTS]
+    curves = [curve_findings(last, cost, thresholds.tolerance) for cost in COSTS]
     return Answers(
         series=str(best["series"]),
         epoch=int(best["epoch"]),
         num_samples=int(last["num_samples"].min()),
-        trend=find_trend(drawn, strata_of(drawn, "avg_bitwidth")),
+        trend=find_trend(drawn, strata_of(drawn, "avg_bitwidth"), thresholds),
         best=_measured(best),
-        tolerance=tolerance,
+        thresholds=thresholds,
         lowest=None if lowest is None else _measured(lowest),
         lowest_against_best=against,
         findings=(
-            *trend_findings(last),
+            *trend_findings(last, thresholds),
             *(finding for curve in curves for finding in (curve.knee, curve.plateau, curve.enough)),
-            *stability_findings(last),
+            *stability_findings(last, thresholds.noisy_ratio),
         ),
-        cautions=tuple(cautions(last, tolerance, noise)),
+        cautions=tuple(cautions(last, thresholds.tolerance, noise)),
     )
+
+
+def best_and_lowest(rows: pd.DataFrame, tolerance: float) -> tuple[pd.Series, pd.Series | None]:
+    """Return the rows of the answers' `best` and `lowest` (see `Answers`) of one epoch of one series."""
+    accuracy, bits, names = (rows[name].to_numpy() for name in ("accuracy", "avg_bitwidth", "config_id"))
+    best = min(np.flatnonzero(accuracy == accuracy.max()), key=lambda at: (bits[at], names[at]))
+    if len(rows) < LEAST_CONFIGS or rows["bitwidth_bin"].nunique() == 1:
+        return rows.iloc[best], None
+    # The tiny slack keeps a configuration that is exactly `tolerance` worse: subtracting floats would lose it.
+    enough = np.flatnonzero(accuracy >= accuracy[best] - tolerance - 1e-12)
+    lowest = min(enough, key=lambda at: (bits[at], -accuracy[at], names[at]))
+    return rows.iloc[best], rows.iloc[lowest]
 
 
 def sampling_noise(accuracy: float, num_samples: int) -> float:
@@ -138,7 +147,7 @@ def sentences(answers: Answers) -> list[str]:
         f"Best accuracy: {_in_words(best)}; ± is the 95% sampling noise of {answers.num_samples:,} samples.",
     ]
     if lowest is not None:
-        told.append(f"Fewest bits within {points(answers.tolerance)} of the best: {_in_words(lowest)}.")
+        told.append(f"Fewest bits within {points(answers.thresholds.tolerance)} of the best: {_in_words(lowest)}.")
     paired = answers.lowest_against_best
     if paired is not None and paired.only_first + paired.only_second:
         told.append(
@@ -166,8 +175,8 @@ def _curve_in_words(answers: Answers) -> list[str]:
             f"{plateau.verdict.removeprefix('none; ')}."
         )
     told.append(
-        f"A typical configuration is within {points(answers.tolerance)} of those at the top from {enough.value:.2f} "
-        f"bits on average (95%: {enough.low:.2f} to {enough.high:.2f})."
+        f"A typical configuration is within {points(answers.thresholds.tolerance)} of those at the top from "
+        f"{enough.value:.2f} bits on average (95%: {enough.low:.2f} to {enough.high:.2f})."
     )
     return told
 

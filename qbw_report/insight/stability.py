@@ -9,20 +9,18 @@ from scipy.stats import chi2, ttest_ind
 
 from qbw_report.insight.curve import LEAST_FOR_CURVE
 from qbw_report.insight.finding import Finding, cannot_tell
-from qbw_report.masks import noise_variance, right_samples
+from qbw_report.masks import noise_variance, unpacked
 from qbw_report.monotone import fit_two_lines, meeting_points
 from qbw_report.selection import configurations, typical_rows
 
 LEAST_FREEDOM = 8
 """Configurations beyond the first of each bin; with fewer, a standard deviation is known to no better than a half."""
 
-NOISY_RATIO = 1.5
-"""Accuracy is more variable at low bits where its standard deviation there is at least so many times the other."""
-
 _SPREAD = "mean over bins (0.1 bits wide) of the standard deviation (ddof 0) within; bins of one configuration left out"
 _BEYOND = "variance within bins less that of the samples, by {}; 95% by chi-squared with Satterthwaite's freedom"
 _BY_MASK = "two-way analysis of variance, configurations by samples"
 _BY_BINOMIAL = "the binomial law (no masks; too much, as configurations err on the same samples)"
+_OF_SPREAD = ("accuracy", "num_samples", "correct_mask", "correct", "data_id")
 _RATIO = "standard deviation about two monotone lines, lower half of the bits against upper; Brown and Forsythe's test"
 
 
@@ -45,21 +43,31 @@ class Spread:
     by_mask: bool
 
 
-def stability_findings(rows: pd.DataFrame) -> list[Finding]:
-    """Return spread within bins, noise, what is left without it, and whether it is larger at low bits."""
+def stability_findings(rows: pd.DataFrame, noisy_ratio: float) -> list[Finding]:
+    """Return spread within bins, noise, what is left without it, and whether it is larger at low bits.
+
+    Args:
+        rows: one epoch of one series, with `bitwidth_bin`.
+        noisy_ratio: from how many times the spread at high bits on that at low bits is called larger.
+    """
     drawn, source = typical_rows(rows)
+    return [*spread_findings(drawn, source), low_bits_finding(drawn, source, noisy_ratio)]
+
+
+def spread_findings(drawn: pd.DataFrame, source: str) -> list[Finding]:
+    """Return spread within bins, noise, and what is left without it, of drawn rows that come from `source`."""
     told = {"cost": "avg_bitwidth", "configs": len(drawn), "source": source}
-    return [_stability(drawn, told), *_beyond_noise(drawn, told), low_bits_finding(drawn, source)]
+    return [_stability(drawn, told), *_beyond_noise(drawn, told)]
 
 
 def _stability(drawn: pd.DataFrame, told: dict[str, object]) -> Finding:
-    bins = drawn.groupby("bitwidth_bin")["accuracy"]
-    several = bins.std(ddof=0)[bins.size() > 1]
-    if several.empty:
+    accuracy = drawn["accuracy"].to_numpy()
+    several = [accuracy[rows].std() for rows in drawn.groupby("bitwidth_bin").indices.values() if len(rows) > 1]
+    if not several:
         why = "no two configurations in one bin of bitwidth"
         return cannot_tell("stability", why=why, more=len(drawn), method=_SPREAD, **told)  # type: ignore[arg-type]  # the types of `told` differ
     verdict = f"{len(several)} bin{'' if len(several) == 1 else 's'} of 2 or more"
-    return Finding(question="stability", value=float(several.mean()), verdict=verdict, method=_SPREAD, **told)  # type: ignore[arg-type]  # likewise
+    return Finding(question="stability", value=float(np.mean(several)), verdict=verdict, method=_SPREAD, **told)  # type: ignore[arg-type]  # likewise
 
 
 def _beyond_noise(drawn: pd.DataFrame, told: dict[str, object]) -> list[Finding]:
@@ -89,18 +97,19 @@ def pooled_spread(drawn: pd.DataFrame) -> Spread | None:
         drawn: rows of one epoch of one series, with `bitwidth_bin`.
     """
     freedom, squares, fourths, noise, by_mask = 0, 0.0, 0.0, 0.0, True
-    for _, group in drawn.groupby("bitwidth_bin"):
-        if len(group) < 2:
+    columns = {name: drawn[name].to_numpy() for name in _OF_SPREAD}
+    for rows in drawn.groupby("bitwidth_bin").indices.values():
+        if len(rows) < 2:
             continue
-        more = len(group) - 1
-        variance = float(group["accuracy"].var(ddof=1))
+        accuracy, samples, *masks = (columns[name][rows] for name in _OF_SPREAD)
+        more = len(rows) - 1
+        variance = float(accuracy.var(ddof=1))
         freedom += more
         squares += more * variance
         # A variance of `more` degrees of freedom has a square that is too large by 1 + 2 / more.
         fourths += more * variance**2 * more / (more + 2)
-        right = right_samples(group)
+        right = unpacked(masks[0], masks[1], samples, masks[2])
         if right is None or right.shape[1] < 2:
-            accuracy, samples = group["accuracy"], group["num_samples"]
             noise += more * float((accuracy * (1 - accuracy) / samples).mean())
             by_mask = False
         else:
@@ -120,8 +129,11 @@ def beyond_noise(spread: Spread) -> tuple[float, float, float]:
     return value, low, high
 
 
-def low_bits_finding(drawn: pd.DataFrame, source: str) -> Finding:
-    """Return how many times more accuracy varies in the lower half of bitwidths than in the upper."""
+def low_bits_finding(drawn: pd.DataFrame, source: str, noisy_ratio: float) -> Finding:
+    """Return how many times more accuracy varies in the lower half of bitwidths than in the upper.
+
+    It is called more variable there from `noisy_ratio` on, where that is more than chance.
+    """
     told = {"cost": "avg_bitwidth", "configs": len(drawn), "method": _RATIO, "source": source}
     x, y = drawn["avg_bitwidth"].to_numpy(dtype=float), drawn["accuracy"].to_numpy(dtype=float)
     order = np.argsort(x, kind="stable")
@@ -140,5 +152,5 @@ def low_bits_finding(drawn: pd.DataFrame, source: str) -> Finding:
         away = (np.abs(low - np.median(low)), np.abs(high - np.median(high)))
         p_value = float(ttest_ind(*away, equal_var=False).pvalue)
     sure = p_value < 0.05
-    verdict = "more variable at low bits" if sure and ratio >= NOISY_RATIO else "no more variable at low bits"
+    verdict = "more variable at low bits" if sure and ratio >= noisy_ratio else "no more variable at low bits"
     return Finding(question="low_bits", value=ratio, verdict=f"{verdict} (p = {p_value:.2g})", **told)  # type: ignore[arg-type]  # likewise

@@ -9,15 +9,10 @@ import pandas as pd
 
 from qbw_report.correlation import Correlation, pearson_interval, spearman_interval
 from qbw_report.insight.finding import Finding, cannot_tell
-from qbw_report.selection import COSTS, configurations, strata_of, typical_rows
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
+from qbw_report.selection import COSTS, configurations, cost_missing, strata_of, typical_rows
 
 Reading = Literal["strong positive", "positive", "flat", "negative", "cannot tell"]
-
-STRONG_CORRELATION = 0.7
-"""From here on a correlation is called strong: bitwidth then explains about half of accuracy's variance (0.7 ** 2)."""
-
-FLAT_CORRELATION = 0.3
-"""Below this, bitwidth explains less than a tenth of accuracy's variance."""
 
 LEAST_CONFIGS = 5
 """With fewer configurations no trend can be told (the seed document asks for 4 to 5)."""
@@ -49,12 +44,13 @@ class Trend:
     more: int
 
 
-def find_trend(rows: pd.DataFrame, strata: np.ndarray | None = None) -> Trend:
+def find_trend(rows: pd.DataFrame, strata: np.ndarray | None = None, thresholds: Thresholds = DEFAULTS) -> Trend:
     """Return whether accuracy follows bitwidth in these rows.
 
     Args:
         rows: configurations of one epoch, with `avg_bitwidth`, `accuracy` and `bitwidth_bin`; at least one row.
         strata: what the sampler spread evenly; see `qbw_report.correlation`.
+        thresholds: what is called strong, and what flat.
     """
     correlation = pearson_interval(rows["avg_bitwidth"].to_numpy(), rows["accuracy"].to_numpy(), strata)
     unknown, more = "", 0
@@ -64,22 +60,22 @@ def find_trend(rows: pd.DataFrame, strata: np.ndarray | None = None) -> Trend:
     elif rows["bitwidth_bin"].nunique() == 1:
         unknown = f"every configuration averages {rows['bitwidth_bin'].iloc[0]:.1f} bits"
     else:
-        unknown, more = _unsure(correlation, len(rows))
+        unknown, more = _unsure(correlation, len(rows), thresholds)
     return Trend(
         configs=len(rows),
         correlation=correlation.value,
         low=correlation.low,
         high=correlation.high,
-        reading="cannot tell" if unknown else read_correlation(correlation.value),
+        reading="cannot tell" if unknown else read_correlation(correlation.value, thresholds),
         unknown=unknown,
         more=more,
     )
 
 
-def read_correlation(
-    correlation: float, *, strong: float = STRONG_CORRELATION, flat: float = FLAT_CORRELATION
-) -> Reading:
+def read_correlation(correlation: float, thresholds: Thresholds) -> Reading:
     """Return what a correlation of average bitwidth and accuracy amounts to.
+
+    With the thresholds strong 0.7 and flat 0.3:
 
     | correlation    | reading         |
     |----------------|-----------------|
@@ -91,32 +87,32 @@ def read_correlation(
 
     NaN is flat because a trend is asked for only where bitwidths differ, so that accuracy was the constant one.
     """
-    if correlation >= strong:
+    if correlation >= thresholds.strong:
         return "strong positive"
-    if correlation >= flat:
+    if correlation >= thresholds.flat:
         return "positive"
-    return "negative" if correlation <= -flat else "flat"
+    return "negative" if correlation <= -thresholds.flat else "flat"
 
 
-def _unsure(correlation: Correlation, configs: int) -> tuple[str, int]:
+def _unsure(correlation: Correlation, configs: int, thresholds: Thresholds) -> tuple[str, int]:
     """Return why the sign of a correlation is not known, and how many more configurations it takes; "" where it is."""
-    more = _configs_missing(correlation, configs)
+    more = _configs_missing(correlation, configs, thresholds)
     if not more:
         return "", 0
     interval = f"95% interval {correlation.low:.2f} to {correlation.high:.2f}"
     return f"r = {correlation.value:.2f}, {interval}; evaluate about {more} more", more
 
 
-def _configs_missing(correlation: Correlation, configs: int) -> int:
+def _configs_missing(correlation: Correlation, configs: int, thresholds: Thresholds) -> int:
     """Return about how many more configurations it takes until the sign is known; 0 where it is, or the trend is flat.
 
     A flat one is known once its interval excludes strong correlations.
     """
     if math.isnan(correlation.low):
         return 0
-    if abs(correlation.value) < FLAT_CORRELATION:
-        known = correlation.low > -STRONG_CORRELATION and correlation.high < STRONG_CORRELATION
-        aim = STRONG_CORRELATION - abs(correlation.value)
+    if abs(correlation.value) < thresholds.flat:
+        known = correlation.low > -thresholds.strong and correlation.high < thresholds.strong
+        aim = thresholds.strong - abs(correlation.value)
     else:
         known = correlation.low > 0 or correlation.high < 0
         aim = abs(correlation.value)
@@ -125,41 +121,52 @@ def _configs_missing(correlation: Correlation, configs: int) -> int:
     return 0 if known else max(math.ceil(configs * (half / aim) ** 2) - configs, 1)
 
 
-def trend_findings(rows: pd.DataFrame) -> list[Finding]:
-    """Return both correlations of accuracy with each cost, of the drawn rows of one epoch."""
+def trend_findings(rows: pd.DataFrame, thresholds: Thresholds) -> list[Finding]:
+    """Return both correlations of accuracy with each cost, of the drawn rows of one epoch, read by the thresholds."""
     drawn, source = typical_rows(rows)
+    return [finding for cost in COSTS for finding in correlation_findings(drawn, source, cost, thresholds)]
+
+
+def correlation_findings(
+    drawn: pd.DataFrame, source: str, cost: str, thresholds: Thresholds = DEFAULTS
+) -> list[Finding]:
+    """Return Pearson's and Spearman's correlation of accuracy with a cost, of drawn rows that come from `source`."""
     accuracy = drawn["accuracy"].to_numpy(dtype=float)
+    x, strata = drawn[cost].to_numpy(dtype=float), strata_of(drawn, cost)
     findings = []
-    for cost in COSTS:
-        x, strata = drawn[cost].to_numpy(dtype=float), strata_of(drawn, cost)
-        for question, find, method in (
-            ("pearson", pearson_interval, _PEARSON),
-            ("spearman", spearman_interval, _SPEARMAN),
-        ):
-            found = find(x, accuracy, strata)
-            if len(drawn) < LEAST_CONFIGS:
-                why = f"{configurations(len(drawn))} measured, at least {LEAST_CONFIGS} needed"
-                more = LEAST_CONFIGS - len(drawn)
-                findings.append(
-                    cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
-                )
-                continue
-            why, more = ("every configuration costs the same", 0) if np.ptp(x) == 0 else _unsure(found, len(drawn))
+    for question, find, method in (
+        ("pearson", pearson_interval, _PEARSON),
+        ("spearman", spearman_interval, _SPEARMAN),
+    ):
+        why, more = cost_missing(drawn, cost), 0
+        if not why and len(drawn) < LEAST_CONFIGS:
+            why = f"{configurations(len(drawn))} measured, at least {LEAST_CONFIGS} needed"
+            more = LEAST_CONFIGS - len(drawn)
+        if why:
             findings.append(
-                Finding(
-                    question=question,
-                    cost=cost,
-                    value=found.value,
-                    low=found.low,
-                    high=found.high,
-                    verdict="cannot tell" if why else read_correlation(found.value),
-                    unknown=why,
-                    more=more,
-                    configs=len(drawn),
-                    method=method + ("" if strata is None else ", rows spread evenly"),
-                    source=source,
-                )
+                cannot_tell(question, cost, why, more=more, configs=len(drawn), method=method, source=source)
             )
+            continue
+        found = find(x, accuracy, strata)
+        if np.ptp(x) == 0:
+            why, more = "every configuration costs the same", 0
+        else:
+            why, more = _unsure(found, len(drawn), thresholds)
+        findings.append(
+            Finding(
+                question=question,
+                cost=cost,
+                value=found.value,
+                low=found.low,
+                high=found.high,
+                verdict="cannot tell" if why else read_correlation(found.value, thresholds),
+                unknown=why,
+                more=more,
+                configs=len(drawn),
+                method=method + ("" if strata is None else ", rows spread evenly"),
+                source=source,
+            )
+        )
     return findings
 
 

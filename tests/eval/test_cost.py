@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tables import table_of
 
 from qbw_eval import cli
-from qbw_eval.cost import COSTS, costs_of, costs_per_layer
+from qbw_eval.cost import Costs, costs_of, costs_per_layer
 from qbw_eval.settings.quantization import CostName
+from schemas.costs import COSTS
 from schemas.records import RECORD_SCHEMA
 
 layers = st.lists(
@@ -71,7 +72,7 @@ def test_layers_add_up_to_the_network_but_for_bytes_that_are_not_full(layers: li
 
 
 def test_costs_have_the_names_that_settings_and_options_know() -> None:
-    assert COSTS == get_args(CostName) == cli._COSTS
+    assert COSTS == get_args(CostName) == cli._COSTS == tuple(Costs.__dataclass_fields__)
     assert set(COSTS) <= set(RECORD_SCHEMA.names)
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import table_of
 
-from qbw_eval.cost import COSTS, costs_over
+from qbw_eval.cost import costs_over
 from qbw_eval.sampling.ranges import CostRange, parse_range
+from schemas.costs import COSTS
 
 unhurried = settings(deadline=None, max_examples=100)
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tables import table_of
 
 from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings, sample
-from qbw_eval.cost import COSTS, costs_of, costs_over
+from qbw_eval.cost import costs_of, costs_over
 from qbw_eval.layer_table import LayerTable
 from qbw_eval.sampling.ranges import CostRange, parse_range
+from schemas.costs import COSTS
 from schemas.errors import UsageError
 
 unhurried = settings(deadline=None, max_examples=60)

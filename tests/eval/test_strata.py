@@ -7,9 +7,9 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qbw_eval.cost import Cost
 from qbw_eval.sampling import strata as strata_module
 from qbw_eval.sampling.strata import Strata, Untaken, random_below
+from schemas.costs import Cost
 
 unhurried = settings(deadline=None, max_examples=60)
 small_costs = st.builds(

@@ -40,8 +40,13 @@ def figures_of(series: str, *numbers: int) -> set[str]:
     return {f"figures/{series}/{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
 
 
-ANSWERS = {"answers", "comparison", "pairs", "sensitivity", "interactions", "front", "predictions"}
-TABLES = {"statistics.csv", "bins.csv", "statistics.json", ".qbw-report.json"} | {f"{name}.csv" for name in ANSWERS}
+ANSWERS = {
+    "answers", "answers_over_epochs", "comparison", "pairs", "sensitivity", "interactions", "front", "predictions",
+    "recommendations", "provenance",
+}  # fmt: skip
+TABLES = {"index.html", "statistics.csv", "bins.csv", "statistics.json", ".qbw-report.json"} | {
+    f"{name}.csv" for name in ANSWERS
+}
 
 
 def sensitivity_of(series: str) -> set[str]:
@@ -133,7 +138,8 @@ def test_json_is_strict_and_holds_the_same_numbers(report: Report) -> None:
     columns = list(found[0])
     assert found == analysis.epochs[columns].to_dict("records")
     bins = [bitwidth_bin for series in document["series"] for bitwidth_bin in series["bins"]]
-    assert bins == analysis.bins[list(bins[0])].to_dict("records")
+    expected = analysis.bins[list(bins[0])].to_dict("records")
+    assert bins == [{name: None if value != value else value for name, value in each.items()} for each in expected]
     answers = document["series"][0]["answers"]
     assert answers["best"]["accuracy"] == analysis.answers[0].best.accuracy
     assert answers["best"]["bitwidths"] == list(analysis.answers[0].best.bitwidths)

@@ -33,3 +33,12 @@ def test_effects_spreads_and_differences(shares: object) -> None:
 def test_the_check_can_fail() -> None:
     with pytest.raises(AssertionError, match="MISSED"):
         check(Share(name="x", hits=4, trials=16, at_least=0.93))
+
+
+@pytest.mark.parametrize(
+    ("trials", "bounds"), [(1000, (0.93, 0.97)), (4000, (0.93, 0.97)), (250, (0.91, 0.99)), (62, (0.87, 1.0))]
+)
+def test_bounds_are_for_1000_trials_and_wider_by_chance_for_fewer(trials: int, bounds: tuple[float, float]) -> None:
+    figure = Share(name="x", hits=trials, trials=trials, at_least=0.93, at_most=0.97).figure()
+    assert (figure.at_least, figure.at_most) == pytest.approx(bounds, abs=0.001)
+    assert figure.is_met is (trials < 100)

@@ -9,6 +9,7 @@ from simulated_records import row, table_of
 
 from qbw_report.bins import add_bins
 from qbw_report.insight.answers import Answers, answer, sampling_noise, sentences
+from qbw_report.insight.thresholds import DEFAULTS, Thresholds
 from qbw_report.insight.trend import read_correlation
 from qbw_report.series import add_series
 from schemas.records import hash_of
@@ -46,7 +47,7 @@ def test_exactly_the_tolerance_worse_is_within_it() -> None:
 
 
 def test_a_smaller_tolerance_asks_for_more_bits() -> None:
-    lowest = answer(rows_of(*RISING), tolerance=0.009).lowest
+    lowest = answer(rows_of(*RISING), Thresholds(tolerance=0.009)).lowest
     assert lowest is not None
     assert lowest.avg_bitwidth == 6.0
 
@@ -79,7 +80,7 @@ def test_only_the_last_epoch_is_read() -> None:
     ],
 )
 def test_readings(correlation: float, reading: str) -> None:
-    assert read_correlation(correlation) == reading
+    assert read_correlation(correlation, DEFAULTS) == reading
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_noise_above_the_tolerance_is_said_with_the_samples_it_would_take() -> N
     assert sentences(told(*RISING))[-1] == (
         "The noise (± 1.4 points) is larger than the 1 point asked about; evaluate about 2,100 samples to be sure."
     )
-    assert sentences(answer(rows_of(*RISING), tolerance=0.005))[-1] == (
+    assert sentences(answer(rows_of(*RISING), Thresholds(tolerance=0.005)))[-1] == (
         "The noise (± 1.4 points) is larger than the 0.5 points asked about; evaluate about 7,400 samples to be sure."
     )
 

@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from simulated_records import simulate, table_of
 
-from qbw_report.insight.curve import Fitted, fit_curve
-from qbw_report.monotone import fit_isotonic, fit_two_lines, meeting_points
+from qbw_report.insight.curve import Fitted, curve_findings, fit_curve
+from qbw_report.monotone import fit_isotonic, fit_two_lines, isotonic_first_at, meeting_points
+from qbw_report.series import add_series
 
 
 def slow_isotonic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> dict[float, float]:
@@ -27,6 +29,20 @@ def test_isotonic_is_the_max_min_formula(seed: int) -> None:
     y, weights = random.normal(size=25) + 0.1 * x, random.integers(0, 3, 25).astype(float)
     found = fit_isotonic(x, y, weights)
     assert dict(zip(found.x, found.y, strict=True)) == pytest.approx(slow_isotonic(x, y, weights))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_many_levels_at_once_are_each_read_off_a_whole_fit(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows, fits = int(random.integers(1, 40)), 150
+    x = np.sort(random.integers(0, random.integers(1, 60), rows)).astype(float)
+    y = random.integers(0, 50, rows) / 50 + 0.02 * x if seed % 2 else random.normal(size=rows) + 0.1 * x
+    weights = random.integers(0, 3, (fits, rows)).astype(float)
+    weights[weights.sum(axis=1) == 0, 0] = 1
+    # Levels between the accuracies, beyond them, and exactly theirs.
+    levels = random.choice(y, fits) if seed % 3 == 0 else random.uniform(y.min() - 0.1, y.max() + 0.1, fits)
+    expected = [fit_isotonic(x, y, w).first_at(level) for w, level in zip(weights, levels, strict=True)]
+    assert isotonic_first_at(x, y, weights, levels) == pytest.approx(expected)
 
 
 def slow_two_lines(x: np.ndarray, y: np.ndarray, weights: np.ndarray, points: np.ndarray) -> float:
@@ -76,6 +92,16 @@ def test_many_columns_at_once_are_each_alone() -> None:
     assert together.bend == pytest.approx([fit.bend[0] for fit in alone])
 
 
+def test_a_fit_does_not_depend_on_how_many_are_fitted_with_it() -> None:
+    random = np.random.default_rng(0)
+    x, fits = np.sort(random.uniform(2, 8, 30)), 200  # more than are computed at once
+    y, weights, points = random.normal(size=30) + 0.2 * x, random.integers(0, 3, (fits, 30)) + 0.1, meeting_points(x)
+    together = fit_two_lines(x, y, weights, points)
+    alone = [fit_two_lines(x, y, weights[each : each + 1], points) for each in range(fits)]
+    for name in ("knee", "level", "before", "after"):
+        assert getattr(together, name) == pytest.approx([getattr(fit, name)[0] for fit in alone], abs=1e-9)
+
+
 def test_exact_lines_are_found_exactly() -> None:
     x = np.linspace(2, 8, 61)
     y = 0.9 + 0.1 * np.minimum(x - 4.4, 0) + 0.01 * np.maximum(x - 4.4, 0)
@@ -115,3 +141,15 @@ def test_a_straight_line_has_no_knee() -> None:
     found = fit_curve(x, 0.5 + 0.05 * x + np.random.default_rng(3).normal(0, 0.01, 60), 0.01, np.random.default_rng(0))
     assert isinstance(found, Fitted)
     assert math.isnan(found.knee[0])
+
+
+def test_a_knee_says_why_it_is_none_of_an_isotonic_fit_and_no_knee_has_no_gain_after_it() -> None:
+    rows = add_series(table_of(simulate(epochs=1, configs=40, noise=0.002)).to_pandas())
+    bent = curve_findings(rows, "avg_bitwidth", 0.01)
+    assert bent.knee.verdict == "knee"
+    assert "an isotonic fit bends where noise puts its steps" in bent.knee.method
+    assert "points gained after the knee" in bent.plateau.verdict
+    random = np.random.default_rng(0)
+    flat = curve_findings(rows.assign(accuracy=random.normal(0.9, 0.01, 40)), "avg_bitwidth", 0.01)
+    assert (flat.knee.verdict, flat.plateau.verdict) == ("none", "none")
+    assert math.isnan(flat.plateau.value)

@@ -3,21 +3,22 @@
 import json
 from fractions import Fraction
 from itertools import product
+from math import ceil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_helpers import RunCli
 from simulated_records import row, write_records
 from test_report_sensitivity import OPTIONS, drawn, frame_of, write_layers
 
-from qbw_eval.cost import costs_of as costs_of_evaluator
-from qbw_eval.layer_table import Layer, LayerTable
-from qbw_report.budget import Budget, is_within, parse_budget
-from qbw_report.layers import Layers, average_cost, costs_of
+from qbw_report.budget import Budget, costs_for, is_within, parse_budget
+from qbw_report.layers import Layers
 from qbw_report.optimum import best_within, by_steps
-from qbw_report.recommend import file_text, recommend, verdict
+from qbw_report.recommend import as_json, file_text, recommend, verdict
 from qbw_report.sensitivity import find_sensitivity
+from schemas.costs import average_cost, costs_over
 from schemas.errors import QBWError, UsageError
 
 LAYERS = Layers(names=("stem", "body", "head"), weights=(11, 200, 31), macs=(900, 500, 3))
@@ -62,30 +63,26 @@ def test_what_is_no_budget(text: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_costs_are_those_of_the_evaluator(seed: int) -> None:
+def test_a_budget_is_kept_to_the_last_digit(seed: int) -> None:
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 8))
     weights, macs = (tuple(int(n) for n in random.integers(1, 10_000, count)) for _ in range(2))
     bits = tuple(int(b) for b in random.choice(OPTIONS, count))
-    table = LayerTable(
-        tuple(
-            Layer(
-                layer_name=f"l{i}",
-                kind="conv2d",
-                weights=w,
-                macs=m,
-                in_channels=1,
-                out_channels=1,
-                kernel="1x1",
-                stride="1x1",
-            )
-            for i, (w, m) in enumerate(zip(weights, macs, strict=True))
-        )
-    )
-    expected = costs_of_evaluator(bits, table, 8)
+    stored = sum(w * b for w, b in zip(weights, bits, strict=True))
+    operations = sum(m * b * b for m, b in zip(macs, bits, strict=True))
+    expected = {
+        "avg_bitwidth": Fraction(sum(bits), count),
+        "weighted_avg_bitwidth": Fraction(stored, sum(weights)),
+        "weight_bytes": Fraction(ceil(stored / 8)),
+        "relative_weight_bytes": Fraction(ceil(stored / 8), sum(weights)),  # 8 bits are a byte
+        "bit_ops": Fraction(operations),
+        "relative_bit_ops": Fraction(operations, 64 * sum(macs)),
+    }
     layers = Layers(names=tuple(f"l{i}" for i in range(count)), weights=weights, macs=macs)
-    for name, cost in costs_of(layers, 8).items():
-        assert cost.value(bits) == getattr(expected, name)
+    for name, value in expected.items():
+        for limit, kept in ((value, True), (value - Fraction(1, 10**12), False)):
+            budget = Budget(cost=name, limit=limit, text=name)
+            assert is_within(bits, (budget,), costs_for((budget,), layers, count, 8)) is kept
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -97,13 +94,13 @@ def test_the_program_finds_what_trying_everything_finds(seed: int) -> None:
         weights=tuple(int(n) for n in random.integers(1, 10**6, count)),
         macs=tuple(int(n) for n in random.integers(1, 10**9, count)),
     )
-    costs = costs_of(layers, 8)
+    costs = costs_over(layers.weights, layers.macs, 8)
     effects = -np.sort(random.random((count, 3)) * 0.05, axis=1)[:, ::-1]
     effects[:, 2] = 0
     chosen = random.choice(list(costs), size=int(random.integers(1, 4)), replace=False)
     budgets = []
     for name in chosen:
-        middle = costs[name].value(tuple(int(b) for b in random.choice(OPTIONS, count)))  # a bound that is exactly met
+        middle = costs[name].of(tuple(int(b) for b in random.choice(OPTIONS, count)))  # a bound that is exactly met
         budgets.append(Budget(cost=name, limit=Fraction(middle), text=f"{name}<={middle}"))
     within = [bits for bits in product(OPTIONS, repeat=count) if is_within(bits, tuple(budgets), costs)]
     found = best_within(effects, OPTIONS, tuple(budgets), costs)
@@ -152,17 +149,41 @@ def test_a_recommendation_stands_beside_the_best_measured_and_uniform_ones() -> 
     assert written["weight_bytes"] == found.best_predicted.costs["weight_bytes"]
 
 
-def test_the_verdict_is_what_was_measured() -> None:
-    bits, accuracy = drawn(80)
-    bits[0], bits[1], bits[2] = 2, 4, 8
-    bits[3] = [8, 4, 2]
-    rows = frame_of(bits, accuracy)
-    budgets = (parse_budget("weight_bytes<=90"),)
-    bounded = recommend(rows, LAYERS, find_sensitivity(rows, LAYERS), budgets)
-    if np.isnan(bounded.best_predicted.measured):
-        assert verdict(bounded).startswith("The recommended configuration is not measured yet")
-    else:
-        assert verdict(bounded).startswith("Measured, it is at least as good as")
+@pytest.mark.parametrize(("accuracy", "word"), [(0.97, "at least as good as"), (0.5, "worse than")])
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_verdict_is_what_was_measured(accuracy: float, word: str, masks: bool) -> None:
+    bits, accuracies = drawn(80)
+    mixed = np.ptp(bits, axis=1) > 0
+    bits, accuracies = np.vstack([[[2] * 3], bits[mixed]]), np.append(0.78, accuracies[mixed])
+    rows, budgets = frame_of(bits, accuracies), (parse_budget("weight_bytes<=90"),)
+    sensitivity = find_sensitivity(rows, LAYERS)
+    first = recommend(rows, LAYERS, sensitivity, budgets)
+    assert first.best_uniform is not None
+    # As if it were evaluated from the file: the model that is fitted to what was drawn does not change.
+    drawn_rows = rows[[tuple(each) != first.best_predicted.bitwidths for each in bits.tolist()]]
+    assert verdict(recommend(drawn_rows, LAYERS, find_sensitivity(drawn_rows, LAYERS), budgets)).startswith(
+        "The recommended configuration is not measured yet"
+    )
+    given = frame_of(np.array([first.best_predicted.bitwidths]), np.array([accuracy]), sampler="file/1")
+    rows = pd.concat([drawn_rows, given], ignore_index=True)
+    if masks:
+        rows["correct_mask"] = [
+            np.packbits(np.arange(10_000) < right, bitorder="little").tobytes() for right in rows["correct"]
+        ]
+    found = recommend(rows, LAYERS, find_sensitivity(rows, LAYERS), budgets)
+    assert found.best_uniform is not None
+    assert found.best_predicted.measured == pytest.approx(accuracy)
+    more = 100 * (accuracy - found.best_uniform.measured)
+    assert (found.against_uniform is not None) is masks
+    sure = ""
+    if found.against_uniform is not None:
+        assert found.against_uniform.difference == pytest.approx(more / 100)
+        low, high = 100 * found.against_uniform.low, 100 * found.against_uniform.high
+        sure = f"; 95%: {low:+.1f} to {high:+.1f} on the same samples"
+    told = f"Measured, it is {word} the best uniform configuration within the budget ({more:+.1f} points{sure})."
+    end = "" if more >= 0 else " The best measured one is the one to ship."
+    assert verdict(found) == told + end
+    assert as_json(found)["verdict"] == told + end
 
 
 @pytest.fixture

@@ -1,54 +1,39 @@
-"""TensorBoard's own server, over HTTP: the seed document's tags, the values of statistics.csv, the images."""
+"""TensorBoard's own server, over HTTP: every tag with the tables' values, images, the table of series, the charts."""
 
-import csv
 import json
+import math
 import re
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_helpers import Report
-from simulated_records import simulate, write_records
+from simulated_records import row, simulate, write_records
+from tensorboard_server import PATIENCE, serving, until
 
 from qbw_report.build import build
-from qbw_report.events import IMAGE_TAG, SCALAR_TAGS
+from qbw_report.dashboards import SCALAR_TAGS, TAGS
+from qbw_report.events import IMAGE_TAG
 
-PATIENCE = 90  # seconds until a server that says nothing is called broken; it takes 2 to 4
-
-
-@contextmanager
-def serving(logdir: Path, log: Path, *, fast: bool) -> Iterator[str]:
-    """Start TensorBoard on a free loopback port and yield its address.
-
-    `fast` is the data server in Rust, which TensorBoard starts where it can; otherwise it reads the files in Python.
-    """
-    words = ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1", f"--load_fast={str(fast).lower()}"]
-    words += ["--samples_per_plugin", "images=1000,scalars=100000", "--logdir", str(logdir)]
-    with log.open("wb") as sink:
-        server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *words], stdout=sink, stderr=sink)
-    try:
-        yield until(lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text(encoding="utf-8")), log)[0]
-    finally:
-        server.kill()
-        server.wait()
-
-
-def until(ask: Callable[[], Any], log: Path) -> Any:
-    """Return the first answer that is not empty."""
-    deadline = time.monotonic() + PATIENCE
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
-        time.sleep(0.1)
-    return answer
+COMPARED = {
+    "Answers/best_accuracy": "best_accuracy",
+    "Answers/best_bitwidth": "best_bitwidth",
+    "Answers/fewest_bits_within_tolerance": "lowest_bitwidth",
+    "Answers/accuracy_at_fewest_bits": "lowest_accuracy",
+    "Answers/lowest_cost": "lowest_cost",
+    "Answers/knee": "knee",
+    "Answers/pearson": "pearson",
+    "Answers/spearman": "spearman",
+    "Answers/stability": "stability",
+    "Answers/spread": "spread",
+    "Accuracy/val": "mean_accuracy",
+}
+"""What the table of series has in common with comparison.csv: tag -> column."""
 
 
 def get(address: str, plugin: str, **query: object) -> bytes:
@@ -57,43 +42,115 @@ def get(address: str, plugin: str, **query: object) -> bytes:
     return data
 
 
+def ask_hparams(address: str, what: str, **request: object) -> Any:
+    body = json.dumps({"experimentName": "", "includeMetrics": True} | request).encode()
+    asked = Request(f"{address}/data/plugin/hparams/{what}", data=body, headers={"Content-Type": "application/json"})
+    with urlopen(asked, timeout=PATIENCE) as answer:
+        return json.loads(answer.read())
+
+
+def sessions(address: str) -> dict[str, Any]:
+    """Return the lines of the table of series by their name."""
+    words = {"allowedStatuses": ["STATUS_UNKNOWN"], "colParams": [], "startIndex": 0, "sliceSize": 100}
+    told = ask_hparams(address, "session_groups", **words)
+    assert told["totalSize"] == len(told["sessionGroups"])
+    return {group["name"]: group for group in told["sessionGroups"]}
+
+
 def scalars(address: str, run: str, tag: str) -> list[tuple[int, float]]:
-    return [(step, value) for _, step, value in json.loads(get(address, "scalars/scalars", run=run, tag=tag))]
+    """Return step and value; what is no number comes as the word NaN."""
+    return [(step, float(value)) for _, step, value in json.loads(get(address, "scalars/scalars", run=run, tag=tag))]
+
+
+def numbers_of(report: Path) -> dict[str, pd.DataFrame]:
+    """Return what the tables say of each series, a line per epoch."""
+    statistics, answers = (pd.read_csv(report / f"{name}.csv") for name in ("statistics", "answers_over_epochs"))
+    return {str(series): told for series, told in statistics.merge(answers, on=["series", "epoch"]).groupby("series")}
+
+
+def shown_is_told(address: str, run: str, numbers: pd.DataFrame) -> None:
+    for tag, column in TAGS.items():
+        expected = np.column_stack([numbers["epoch"], numbers[column].astype(np.float32)])
+        np.testing.assert_array_equal(scalars(address, run, tag), expected, tag)  # NaN equals NaN
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_the_server_shows_what_the_report_says(report: Report, tmp_path: Path, fast: bool) -> None:
-    rows = list(csv.DictReader((report.out / "statistics.csv").read_text(encoding="utf-8").splitlines()))
-    runs = sorted(path.name for path in (report.out / "tensorboard").iterdir())
-    log = tmp_path / "log"
-    with serving(report.out / "tensorboard", log, fast=fast) as address:
+    tensorboard, log = report.out / "tensorboard", tmp_path / "log"
+    runs = sorted(path.name for path in tensorboard.iterdir())
+    with serving(tensorboard, log, fast=fast) as address:
         until(lambda: len(json.loads(get(address, "images/tags"))) == len(runs), log)
         tags = json.loads(get(address, "scalars/tags"))
         images = json.loads(get(address, "images/tags"))
         assert sorted(tags) == runs
-        for run, series in zip(runs, ("demo", "other run"), strict=True):
-            assert set(tags[run]) == set(SCALAR_TAGS)
-            for tag, column in SCALAR_TAGS.items():
-                expected = [(int(r["epoch"]), float(np.float32(r[column]))) for r in rows if r["series"] == series]
-                assert scalars(address, run, tag) == expected
-            assert set(images[run]) == {IMAGE_TAG}
+        for run, (series, numbers) in zip(runs, numbers_of(report.out).items(), strict=True):
+            assert set(tags[run]) == set(TAGS) > set(SCALAR_TAGS)
+            shown_is_told(address, run, numbers)
+            figures = {path.stem for path in (report.out / "figures" / run).iterdir()} - {"sensitivity"}
+            over_epochs = {f"Bitwidth_Analysis/{stem}" for stem in figures if stem.endswith("_over_epochs")}
+            assert len(over_epochs) == 3
+            assert set(images[run]) == {IMAGE_TAG, "Bitwidth_Analysis/sensitivity", *over_epochs}
+            for tag in set(images[run]) - {IMAGE_TAG}:
+                (image,) = json.loads(get(address, "images/images", run=run, tag=tag, sample=0))
+                key = image["query"].removeprefix("blob_key=")
+                figure = report.out / "figures" / run / f"{tag.removeprefix('Bitwidth_Analysis/')}.png"
+                assert get(address, "images/individualImage", blob_key=key) == figure.read_bytes()
             shown = json.loads(get(address, "images/images", run=run, tag=IMAGE_TAG, sample=0))
             assert [image["step"] for image in shown] == {"demo": [4, 5], "other run": [0]}[series]
             for image in shown:
                 figure = report.out / "figures" / run / f"bitwidth_vs_accuracy_epoch_{image['step'] + 1:03d}.png"
                 key = image["query"].removeprefix("blob_key=")
                 assert get(address, "images/individualImage", blob_key=key) == figure.read_bytes()
+        until(lambda: len(sessions(address)) == len(runs), log)
+        compared = pd.read_csv(report.out / "comparison.csv").set_index("series")
+        for series, line in sessions(address).items():
+            assert (line["hparams"]["options"], line["hparams"]["samples"]) == ("2, 4, 8", 1000)
+            assert line["hparams"]["engine"] == compared.loc[series, "engine"]
+            told = {value["name"]["tag"]: float(value["value"]) for value in line["metricValues"]}
+            assert set(told) == set(TAGS)
+            for tag, column in COMPARED.items():
+                np.testing.assert_array_equal(told[tag], np.float32(compared.loc[series, column]), tag)
+        experiment = ask_hparams(address, "experiment")
+        assert {each["name"]["tag"] for each in experiment["metricInfos"]} == set(TAGS)
+        assert {each["name"] for each in experiment["hparamInfos"]} == set(line["hparams"])
+        categories = json.loads(get(address, "custom_scalars/layout"))["category"]
+        charts = [chart for category in categories for chart in category["chart"]]
+        assert [len(category["chart"]) for category in categories] == [3, 5]
+        for band in (chart["margin"]["series"][0] for chart in charts):
+            for tag in band.values():
+                shown = json.loads(get(address, "custom_scalars/scalars", run=runs[0], tag=f"({re.escape(tag)})"))
+                assert tag in shown["tag_to_events"]
 
 
 def test_a_running_server_follows_a_rebuilt_report_without_doubling_it(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    build(write_records(tmp_path / "records", simulate(epochs=2, configs=3)), out, every=5)
+    build(write_records(tmp_path / "records", simulate(epochs=2, configs=24)), out, every=5)
     # The reader in Python never leaves a file that was deleted under it: such a server has to be started again.
     with serving(out / "tensorboard", log, fast=True) as address:
-        until(lambda: len(json.loads(get(address, "scalars/tags")).get("demo", {})) == len(SCALAR_TAGS), log)
-        assert [step for step, _ in scalars(address, "demo", "Accuracy/val")] == [0, 1]
+        until(lambda: len(json.loads(get(address, "scalars/tags")).get("demo", {})) == len(TAGS), log)
+        shown_is_told(address, "demo", numbers_of(out)["demo"])
+        assert not np.isnan([value for _, value in scalars(address, "demo", "Answers/knee")]).any()
         shutil.rmtree(tmp_path / "records")
-        analysis, _ = build(write_records(tmp_path / "records", simulate(epochs=3, configs=4)), out, every=5)
+        # Of so few rows hardly anything can be told: what was told before must be gone, in the table of series, too.
+        fewer, new = simulate(epochs=3, configs=4), simulate(experiment="new", engine="integer")
+        one = [row([2, 4], 1, experiment="one", loss=math.nan)]
+        build(write_records(tmp_path / "records", fewer, new, one), out, every=5)
         until(lambda: scalars(address, "demo", "Accuracy/val")[-1][0] == 2, log)
-        expected = [(epoch, float(np.float32(mean))) for epoch, mean in enumerate(analysis.epochs["accuracy_mean"])]
-        assert scalars(address, "demo", "Accuracy/val") == expected
+        until(lambda: len(json.loads(get(address, "scalars/tags")).get("new", {})) == len(TAGS), log)
+        for series, numbers in numbers_of(out).items():
+            shown_is_told(address, series, numbers)
+        columns = {each["name"]: each for each in ask_hparams(address, "experiment")["hparamInfos"]}
+        assert sorted(columns["engine"]["domainDiscrete"]) == ["integer", "reference"]
+        lines = sessions(address)
+        assert {series: line["hparams"]["engine"] for series, line in lines.items()} == {
+            "demo": "reference",
+            "new": "integer",
+            "one": "reference",
+        }
+        told = {value["name"]["tag"]: value["value"] for value in lines["demo"]["metricValues"]}
+        assert (told["Answers/knee"], told["Answers/pearson"]) == ("NaN", "NaN")
+        images = json.loads(get(address, "images/images", run="demo", tag="Bitwidth_Analysis/accuracy_over_epochs"))
+        assert images[-1]["step"] == 2
+        key = images[-1]["query"].removeprefix("blob_key=")
+        figure = out / "figures" / "demo" / "accuracy_over_epochs.png"
+        assert get(address, "images/individualImage", blob_key=key) == figure.read_bytes()

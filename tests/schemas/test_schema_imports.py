@@ -18,7 +18,7 @@ def forbidden_after(statements: str) -> list[str]:
 
 def test_schemas_imports_neither_stage_nor_torch() -> None:
     modules = sorted(path.stem for path in Path(schemas.__path__[0]).glob("*.py") if path.stem != "__init__")
-    assert {"columns", "records", "layers", "check", "parts", "errors"} <= set(modules)
+    assert {"columns", "records", "layers", "costs", "check", "parts", "errors"} <= set(modules)
     assert forbidden_after("\n".join(f"import schemas.{module}" for module in modules)) == []
 
 

@@ -187,6 +187,7 @@ def test_watch(tmp_path: Path, processes: ForkServerContext, seed: int, full: bo
     finished: dict[str, int] = {}
     ratios: list[float] = []
     cpu_ratios: list[float] = []
+    noise: list[float] = []
     complaints: list[str] = []
     while len(finished) < wanted:
         versions = min(VERSIONS_A_TRAINING, wanted - len(finished))
@@ -203,6 +204,9 @@ def test_watch(tmp_path: Path, processes: ForkServerContext, seed: int, full: bo
             without = trained(tmp_path / "unwatched", versions, "unwatched", number)
             ratios.append(ratio_of(with_it, without, "seconds"))
             cpu_ratios.append(ratio_of(with_it, without, "cpu_seconds"))
+            # What a ratio is where nothing differs.
+            again = trained(tmp_path / "unwatched", versions, "again", number)
+            noise.append(ratio_of(again, without, "seconds"))
     rows = rows_in(records)
     evaluated = dict(zip(rows["checkpoint_id"].to_pylist(), rows["epoch"].to_pylist(), strict=True))
     torn = sum(finished.get(checkpoint_id) != epoch for checkpoint_id, epoch in evaluated.items())
@@ -214,7 +218,7 @@ def test_watch(tmp_path: Path, processes: ForkServerContext, seed: int, full: bo
         test=f"watch beside a training, {way}", trials=len(finished), failures=failures, unit="versions",
         evaluated=len(evaluated), torn=torn, only_checksums_caught=refused, complaints=complaints[:3],
         copies_left=len(left), time_an_epoch_against_unwatched=spread_of(ratios),
-        cpu_time_an_epoch_against_unwatched=spread_of(cpu_ratios),
+        cpu_time_an_epoch_against_unwatched=spread_of(cpu_ratios), unwatched_against_unwatched=spread_of(noise),
     )  # fmt: skip
     assert (torn, misnamed, doubled(rows), left, complaints) == (0, 0, 0, [], [])
     assert rows.num_rows == 2 * len(evaluated)
