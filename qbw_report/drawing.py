@@ -18,7 +18,7 @@ from qbw_report.statistics import METRICS
 from qbw_report.style import png_bytes, svg_bytes
 from qbw_report.workers import each_in_order
 
-MOST_FIGURES = 400
+MOST_FIGURES = 200
 """Of bitwidth against accuracy, in all; with more epochs, fewer of them get one."""
 
 _LOOKED_AT = ["avg_bitwidth", "accuracy", "bitwidth_bin", "sampler", "target", "target_cost"]

@@ -339,7 +339,7 @@ def test_many_series_share_what_is_looked_at() -> None:
 
 def test_too_many_figures_become_fewer_at_equal_steps() -> None:
     assert fewer_figures([list(range(100))] * 10, every=5) == 5
-    assert fewer_figures([list(range(100))] * 30, every=5) == 10
+    assert fewer_figures([list(range(100))] * 20, every=5) == 10
     assert fewer_figures([[0]] * 1000, every=5) == 5  # the last of each is always drawn
 
 
