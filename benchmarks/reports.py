@@ -19,7 +19,7 @@ from benchmarks.figures import Figure, ratio
 from benchmarks.many_records import write_campaign
 from benchmarks.timing import seconds
 
-_ROUNDS, _REPORT_ROUNDS = 3, 2
+_ROUNDS = 3
 _TIMES_DUCKDB, _MOST_GIB, _REPORT_SECONDS = 2.0, 2.0, 15.0
 
 _THREADS = 2
@@ -32,14 +32,15 @@ def report_figures(*, quick: bool) -> list[Figure]:
         folder = Path(name)
         rows = write_campaign(folder / "many", experiments=1 if quick else 10, epochs=100, configs=10_000)
         write_campaign(folder / "few" / "records", experiments=1, epochs=100, configs=64)
-        return [*_statistics_figures(folder / "many", rows), *_report_figures(folder / "few")]
+        rounds = 1 if quick else _ROUNDS
+        return [*_statistics_figures(folder / "many", rows, rounds), *_report_figures(folder / "few", rounds)]
 
 
-def _statistics_figures(folder: Path, rows: int) -> list[Figure]:
+def _statistics_figures(folder: Path, rows: int, rounds: int) -> list[Figure]:
     label = f"{rows:,} rows in {rows // 10_000:,} parts"
     ours: list[dict[str, float]] = []
     duckdb: dict[str, list[dict[str, float]]] = {"two statements": [], "one statement, grouping sets": []}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         ours.append(_in_a_process("statistics", folder))
         for kind, measured in duckdb.items():
             measured.append(_in_a_process(kind, folder))
@@ -57,10 +58,10 @@ def _statistics_figures(folder: Path, rows: int) -> list[Figure]:
     return figures
 
 
-def _report_figures(folder: Path) -> list[Figure]:
+def _report_figures(folder: Path, rounds: int) -> list[Figure]:
     command = [str(Path(sys.executable).parent / "qbw-report"), "build", str(folder / "records")]
     run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    times = [seconds(partial(run, [*command, "--out", str(folder / f"report-{n}")])) for n in range(_REPORT_ROUNDS)]
+    times = [seconds(partial(run, [*command, "--out", str(folder / f"report-{n}")])) for n in range(rounds)]
     label = "qbw-report build, 100 epochs x 64 configurations"
     return [Figure(figure=label, values=times, unit="s", at_most=_REPORT_SECONDS)]
 
