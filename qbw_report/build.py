@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,6 @@ class Analysis:
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
-        over_epochs: a line per series and epoch: `qbw_report.insight.over_epochs.answers_over_epochs`.
         findings: a line per answer: `qbw_report.overview.findings_table`.
         comparison: a line per series: `qbw_report.overview.overview`.
         predictions: of each series, beside what was measured: `qbw_report.frontier.predictions`.
@@ -76,7 +76,6 @@ class Analysis:
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
-    over_epochs: pd.DataFrame
     findings: pd.DataFrame
     comparison: pd.DataFrame
     predictions: Mapping[str, pd.DataFrame]
@@ -85,6 +84,11 @@ class Analysis:
     notes: list[str]
     parts: int
     left_out: int
+
+    @cached_property
+    def over_epochs(self) -> pd.DataFrame:
+        """A line per series and epoch: `qbw_report.insight.over_epochs`; made when asked for, as it takes longest."""
+        return answers_over_epochs(self.rows, self.thresholds.tolerance)
 
     def sentences(self, series: str) -> list[str]:
         """Return what is told of a series, a sentence each: its answers, then predictions against measurements."""
@@ -125,7 +129,6 @@ def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = D
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
-        over_epochs=answers_over_epochs(rows, thresholds.tolerance),
         findings=findings,
         comparison=overview(answers, findings, epochs, cells),
         predictions={series: predictions(group, sensitivity[series].model) for series, group in groups.items()},

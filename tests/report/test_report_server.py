@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -35,6 +36,15 @@ COMPARED = {
 }
 """What the table of series has in common with comparison.csv: tag -> column."""
 
+LAST = ("accuracy_over_epochs", "bitwidth_over_epochs", "loss_over_epochs", "sensitivity")
+"""Figures that there are of the last epoch only."""
+
+PICTURES = {
+    series: {IMAGE_TAG: epochs, **{f"Bitwidth_Analysis/{figure}": epochs[-1:] for figure in LAST}}
+    for series, epochs in (("demo", [4, 5]), ("other run", [0]))
+}
+"""Series of the fixture's report -> tag -> epochs that have one."""
+
 
 def get(address: str, plugin: str, **query: object) -> bytes:
     with urlopen(f"{address}/data/plugin/{plugin}?{urlencode(query)}", timeout=PATIENCE) as answer:
@@ -47,6 +57,27 @@ def ask_hparams(address: str, what: str, **request: object) -> Any:
     asked = Request(f"{address}/data/plugin/hparams/{what}", data=body, headers={"Content-Type": "application/json"})
     with urlopen(asked, timeout=PATIENCE) as answer:
         return json.loads(answer.read())
+
+
+def pictures(address: str, run: str) -> dict[tuple[str, int], bytes]:
+    """Return tag and step -> the PNG that the server shows."""
+    return {
+        (tag, image["step"]): get(address, "images/individualImage", blob_key=image["query"].removeprefix("blob_key="))
+        for tag in json.loads(get(address, "images/tags")).get(run, {})
+        for image in json.loads(get(address, "images/images", run=run, tag=tag, sample=0))
+    }
+
+
+def figures(report: Path, run: str, epochs: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], bytes]:
+    """Return tag and step -> the PNG of the report, for steps by tag."""
+    stems = {IMAGE_TAG: "bitwidth_vs_accuracy_epoch_{:03d}"}
+    return {
+        (tag, epoch): (
+            report / "figures" / run / f"{stems.get(tag, tag.rpartition('/')[2]).format(epoch + 1)}.png"
+        ).read_bytes()
+        for tag, steps in epochs.items()
+        for epoch in steps
+    }
 
 
 def sessions(address: str) -> dict[str, Any]:
@@ -68,6 +99,15 @@ def numbers_of(report: Path) -> dict[str, pd.DataFrame]:
     return {str(series): told for series, told in statistics.merge(answers, on=["series", "epoch"]).groupby("series")}
 
 
+def has_read(address: str, told: Mapping[str, pd.DataFrame]) -> bool:
+    """Return whether the server shows the last number of every series, and so what stands before it in the file."""
+    tags, last = json.loads(get(address, "scalars/tags")), list(TAGS)[-1]
+    return all(
+        last in tags.get(series, {}) and scalars(address, series, last)[-1][0] == numbers["epoch"].max()
+        for series, numbers in told.items()
+    )
+
+
 def shown_is_told(address: str, run: str, numbers: pd.DataFrame) -> None:
     for tag, column in TAGS.items():
         expected = np.column_stack([numbers["epoch"], numbers[column].astype(np.float32)])
@@ -79,28 +119,12 @@ def test_the_server_shows_what_the_report_says(report: Report, tmp_path: Path, f
     tensorboard, log = report.out / "tensorboard", tmp_path / "log"
     runs = sorted(path.name for path in tensorboard.iterdir())
     with serving(tensorboard, log, fast=fast) as address:
-        until(lambda: len(json.loads(get(address, "images/tags"))) == len(runs), log)
-        tags = json.loads(get(address, "scalars/tags"))
-        images = json.loads(get(address, "images/tags"))
-        assert sorted(tags) == runs
         for run, (series, numbers) in zip(runs, numbers_of(report.out).items(), strict=True):
-            assert set(tags[run]) == set(TAGS) > set(SCALAR_TAGS)
+            # Pictures are the last thing in a file.
+            until(lambda: pictures(address, run) == figures(report.out, run, PICTURES[series]), log)  # noqa: B023 - called at once
+            assert set(json.loads(get(address, "scalars/tags"))[run]) == set(TAGS) > set(SCALAR_TAGS)
             shown_is_told(address, run, numbers)
-            figures = {path.stem for path in (report.out / "figures" / run).iterdir()} - {"sensitivity"}
-            over_epochs = {f"Bitwidth_Analysis/{stem}" for stem in figures if stem.endswith("_over_epochs")}
-            assert len(over_epochs) == 3
-            assert set(images[run]) == {IMAGE_TAG, "Bitwidth_Analysis/sensitivity", *over_epochs}
-            for tag in set(images[run]) - {IMAGE_TAG}:
-                (image,) = json.loads(get(address, "images/images", run=run, tag=tag, sample=0))
-                key = image["query"].removeprefix("blob_key=")
-                figure = report.out / "figures" / run / f"{tag.removeprefix('Bitwidth_Analysis/')}.png"
-                assert get(address, "images/individualImage", blob_key=key) == figure.read_bytes()
-            shown = json.loads(get(address, "images/images", run=run, tag=IMAGE_TAG, sample=0))
-            assert [image["step"] for image in shown] == {"demo": [4, 5], "other run": [0]}[series]
-            for image in shown:
-                figure = report.out / "figures" / run / f"bitwidth_vs_accuracy_epoch_{image['step'] + 1:03d}.png"
-                key = image["query"].removeprefix("blob_key=")
-                assert get(address, "images/individualImage", blob_key=key) == figure.read_bytes()
+        assert sorted(json.loads(get(address, "scalars/tags"))) == runs
         until(lambda: len(sessions(address)) == len(runs), log)
         compared = pd.read_csv(report.out / "comparison.csv").set_index("series")
         for series, line in sessions(address).items():
@@ -127,16 +151,15 @@ def test_a_running_server_follows_a_rebuilt_report_without_doubling_it(tmp_path:
     build(write_records(tmp_path / "records", simulate(epochs=2, configs=24)), out, every=5)
     # The reader in Python never leaves a file that was deleted under it: such a server has to be started again.
     with serving(out / "tensorboard", log, fast=True) as address:
-        until(lambda: len(json.loads(get(address, "scalars/tags")).get("demo", {})) == len(TAGS), log)
+        until(lambda: has_read(address, numbers_of(out)), log)
         shown_is_told(address, "demo", numbers_of(out)["demo"])
         assert not np.isnan([value for _, value in scalars(address, "demo", "Answers/knee")]).any()
         shutil.rmtree(tmp_path / "records")
         # Of so few rows hardly anything can be told: what was told before must be gone, in the table of series, too.
-        fewer, new = simulate(epochs=3, configs=4), simulate(experiment="new", engine="integer")
+        fewer, new = simulate(epochs=3, configs=4), simulate(experiment="new", epochs=1, configs=6, engine="integer")
         one = [row([2, 4], 1, experiment="one", loss=math.nan)]
         build(write_records(tmp_path / "records", fewer, new, one), out, every=5)
-        until(lambda: scalars(address, "demo", "Accuracy/val")[-1][0] == 2, log)
-        until(lambda: len(json.loads(get(address, "scalars/tags")).get("new", {})) == len(TAGS), log)
+        until(lambda: has_read(address, numbers_of(out)), log)
         for series, numbers in numbers_of(out).items():
             shown_is_told(address, series, numbers)
         columns = {each["name"]: each for each in ask_hparams(address, "experiment")["hparamInfos"]}
@@ -149,8 +172,7 @@ def test_a_running_server_follows_a_rebuilt_report_without_doubling_it(tmp_path:
         }
         told = {value["name"]["tag"]: value["value"] for value in lines["demo"]["metricValues"]}
         assert (told["Answers/knee"], told["Answers/pearson"]) == ("NaN", "NaN")
-        images = json.loads(get(address, "images/images", run="demo", tag="Bitwidth_Analysis/accuracy_over_epochs"))
-        assert images[-1]["step"] == 2
-        key = images[-1]["query"].removeprefix("blob_key=")
-        figure = out / "figures" / "demo" / "accuracy_over_epochs.png"
-        assert get(address, "images/individualImage", blob_key=key) == figure.read_bytes()
+        drawn = {path.stem for path in (out / "figures" / "demo").iterdir()} & set(LAST)
+        assert {"accuracy_over_epochs", "loss_over_epochs"} < drawn
+        expected = figures(out, "demo", {IMAGE_TAG: [2], **{f"Bitwidth_Analysis/{figure}": [2] for figure in drawn}})
+        until(lambda: expected.items() <= pictures(address, "demo").items(), log)  # beside those of the epoch before
