@@ -195,7 +195,7 @@ def verdict(found: Recommendation) -> str:
     """Return in a sentence how the recommended configuration stands against the best uniform one, as measured."""
     best, uniform = found.best_predicted, found.best_uniform
     if np.isnan(best.measured):
-        return "The recommended configuration is not measured yet: evaluate the file, then ask again."
+        return "The recommended configuration is not measured yet: evaluate it, then ask again."
     if uniform is None or np.isnan(uniform.measured):
         return "The recommended configuration is measured; no uniform one within the budget is."
     more, paired = 100 * (best.measured - uniform.measured), found.against_uniform

@@ -148,7 +148,7 @@ def metric_picture(statistics: pd.DataFrame, metric: str) -> Picture | None:
     )
 
 
-def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: str) -> Picture | None:
+def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: str, size: int) -> Picture | None:
     """Return an answer over epochs, with its interval; None where fewer than two epochs have it.
 
     Args:
@@ -156,16 +156,18 @@ def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: st
         column: the answer; `<column>_low` and `<column>_high` hold its interval, where there is one.
         title: above the picture.
         label: of the vertical axis.
+        size: how many units of this axis one of the table's is.
     """
     known = over_epochs[np.isfinite(over_epochs[column].astype(float))]
     if len(known) < 2:
         return None
     known = known[known["epoch"].isin(shown_epochs([int(epoch) for epoch in known["epoch"]]))]
-    epochs, value = known["epoch"].to_numpy() + 1.0, known[column].to_numpy(dtype=float)
-    bounds = [f"{column}_{end}" for end in ("low", "high")]
-    low, high = (known[name].to_numpy(dtype=float) if name in known else np.full(len(known), np.nan) for name in bounds)
+    epochs = known["epoch"].to_numpy() + 1.0
+    # A column that is not there has NaN for every epoch.
+    numbers = size * known.reindex(columns=[column, f"{column}_low", f"{column}_high"]).to_numpy(dtype=float)
+    value, low, high = numbers.T
     x = epoch_axis(known["epoch"])
-    y = axis(np.concatenate([value, low, high]), label, digits, least=max(0.05 * float(np.abs(value).max()), 1e-6))
+    y = axis(numbers.ravel(), label, digits, least=max(0.05 * float(np.abs(value).max()), 1e-6))
     sure = np.isfinite(low) & np.isfinite(high)
     return Picture(
         name=f"{column.replace('_', '-')}-over-epochs",
@@ -177,7 +179,7 @@ def answer_picture(over_epochs: pd.DataFrame, column: str, title: str, label: st
             Mark(
                 kind="rods", look="range", words="95% interval", places=_rods(x, y, epochs[sure], low[sure], high[sure])
             ),
-            Mark(kind="line", look="points", words=title, places=_along(x, y, epochs, value)),
+            Mark(kind="line", look="points", words="", places=_along(x, y, epochs, value)),
             *_few(x, y, epochs, value, "point"),
         ),
     )

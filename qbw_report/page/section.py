@@ -28,12 +28,12 @@ Words = tuple[str | Shown, ...]
 
 
 OVER_EPOCHS = {
-    "lowest_bitwidth": ("Fewest bits within the tolerance of the best", "Average bitwidth (bits)"),
-    "lowest_cost": ("Bits from which a typical configuration is good enough", "Average bitwidth (bits)"),
-    "pearson": ("Correlation of accuracy and bitwidth", "Pearson's r"),
-    "spread": ("Spread among configurations of equal bits", "Standard deviation (share)"),
+    "lowest_bitwidth": ("Fewest bits within the tolerance of the best", "Average bitwidth (bits)", 1),
+    "lowest_cost": ("Bits from which a typical configuration is good enough", "Average bitwidth (bits)", 1),
+    "pearson": ("Correlation of accuracy and bitwidth", "Pearson's r", 1),
+    "spread": ("Spread among configurations of equal bits", "Standard deviation (points)", 100),
 }
-"""Answers that are drawn over epochs: title and axis."""
+"""Answers that are drawn over epochs: title, axis, and how many of its units the table's is."""
 
 
 @dataclass(frozen=True, kw_only=True)
