@@ -25,6 +25,7 @@ from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
 from benchmarks.prepared import prepare
 from benchmarks.recommendation import recommendation_figures
+from benchmarks.reports import report_figures
 from benchmarks.store import append_time
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
 from qbw_eval.commands.device import allow_tf32, choose_device
@@ -59,6 +60,7 @@ def measure_all(
         yield help_times()
         yield append_time()
         yield loading_figures()
+        yield report_figures(quick=quick)
         if not quick:
             yield recommendation_figures()
             _tell(f"trying the report's intervals on {trials} simulations of every kind")
