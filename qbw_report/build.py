@@ -30,6 +30,7 @@ from qbw_report.publish import publish
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
 from qbw_report.series import folder_names, notes_on
 from qbw_report.statistics import SERIES_KEYS, bin_statistics, epoch_statistics, join_bins
+from qbw_report.workers import Each, each_in_order
 from schemas.errors import QBWError, UsageError
 from schemas.parts import ANCHOR_NAME
 
@@ -100,18 +101,21 @@ class Analysis:
         ]
 
 
-def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS) -> Analysis:
+def analyze(
+    records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS, each: Each = each_in_order
+) -> Analysis:
     """Return the statistics and answers of a records folder.
 
     Args:
         records: the records folder.
         skip_bad: leave bad parts out, and say so in the notes, instead of refusing.
         thresholds: what readings are made with.
+        each: who reads the parts.
 
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
     """
-    found, looked_at, some = look(records, skip_bad=skip_bad)
+    found, looked_at, some = look(records, skip_bad=skip_bad, each=each)
     rows, cells = add_bins(looked_at), found.cells
     binned = join_bins(cells)
     epochs = epoch_statistics(binned)
@@ -150,6 +154,7 @@ def build(
     *,
     skip_bad: bool = False,
     thresholds: Thresholds = DEFAULTS,
+    each: Each = each_in_order,
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -162,6 +167,7 @@ def build(
         say: told what happens, a phrase at a time.
         skip_bad: leave bad parts out, and say so, instead of refusing.
         thresholds: what readings are made with.
+        each: who reads the parts.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -170,7 +176,7 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds)
+    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds, each=each)
     analysis = replace(analysis, notes=[*analysis.notes, *figure_notes(analysis, every)])
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 

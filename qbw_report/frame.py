@@ -24,7 +24,7 @@ from qbw_report.survey import (
     refusal,
     survey,
 )
-from qbw_report.workers import each_in_order
+from qbw_report.workers import Each, each_in_order
 from schemas import records
 from schemas.errors import QBWError
 from schemas.parts import decode_part
@@ -64,6 +64,7 @@ def look(
     *,
     skip_bad: bool = False,
     choose: Callable[[pd.DataFrame], tuple[pd.DataFrame, list[str]]] | None = None,
+    each: Each = each_in_order,
 ) -> tuple[Survey, pd.DataFrame, list[str]]:
     """Return all rows counted, those that are looked at (with `series`), and a sentence if these are not all.
 
@@ -71,15 +72,16 @@ def look(
         folder: the records folder.
         skip_bad: leave bad parts out, with a sentence for each, instead of refusing.
         choose: which epochs are looked at; `choose_epochs` if None.
+        each: who reads the parts.
 
     Raises:
         UsageError, QBWError: as `read_records`.
     """
     without: dict[Path, str] = {}
     while True:
-        found = survey(folder, skip_bad=skip_bad, without=without)
+        found = survey(folder, skip_bad=skip_bad, without=without, each=each)
         chosen, notes = (choose or choose_epochs)(found.cells)
-        rows = rows_of(found, chosen)
+        rows = rows_of(found, chosen, each)
         if not isinstance(rows, tuple):
             return found, rows, notes
         # Counting looks at the columns that it needs. What is wrong with others is seen now.
@@ -119,12 +121,13 @@ def count_epochs(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.groupby(["series", *EPOCH], dropna=False)["rows"].sum().reset_index()
 
 
-def rows_of(found: Survey, chosen: pd.DataFrame) -> pd.DataFrame | tuple[Path, QBWError]:
+def rows_of(found: Survey, chosen: pd.DataFrame, each: Each = each_in_order) -> pd.DataFrame | tuple[Path, QBWError]:
     """Return the rows of some epochs, sorted, with `series`; or the first bad part, and what is wrong with it.
 
     Args:
         found: the records folder.
         chosen: lines of `choose_epochs`.
+        each: who reads the parts.
 
     Raises:
         QBWError: a row lacks a value that the report needs.
@@ -134,7 +137,7 @@ def rows_of(found: Survey, chosen: pd.DataFrame) -> pd.DataFrame | tuple[Path, Q
     places = [int(place) for place in wanted.loc[wanted["share"].notna(), "part"].unique()]
     tables = [records.RECORD_SCHEMA.empty_table()]
     asked = [(found.parts[place], found.repeated[place], None if whole[place] else chosen) for place in places]
-    for place, table in zip(places, each_in_order(_rows_of_part, asked), strict=True):
+    for place, table in zip(places, each(_rows_of_part, asked), strict=True):
         if isinstance(table, QBWError):
             return found.parts[place], table
         tables.append(table)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from qbw_report.cells import READ, TEXTS, count_cells, merge_cells
 from qbw_report.repeats import keys_of, repeated_rows
 from qbw_report.series import add_series
-from qbw_report.workers import each_in_order
+from qbw_report.workers import Each, each_in_order
 from schemas import records
 from schemas.check import check_counts
 from schemas.errors import QBWError, UsageError
@@ -86,13 +86,16 @@ EPOCH = ["experiment", "split", "data_id", "network_id", "epoch"]
 """What one epoch of one series is, before it has a name."""
 
 
-def survey(folder: Path, *, skip_bad: bool = False, without: Mapping[Path, str] | None = None) -> Survey:
+def survey(
+    folder: Path, *, skip_bad: bool = False, without: Mapping[Path, str] | None = None, each: Each = each_in_order
+) -> Survey:
     """Return what all rows of a records folder amount to.
 
     Args:
         folder: the records folder.
         skip_bad: leave bad parts out, with a sentence for each, instead of refusing.
         without: parts to leave out, with the sentence that says why.
+        each: who counts the parts.
 
     Raises:
         UsageError: there is no such folder.
@@ -101,7 +104,7 @@ def survey(folder: Path, *, skip_bad: bool = False, without: Mapping[Path, str] 
     said = dict(without or {})
     good: dict[Path, Counted] = {}
     paths = [path for path in checked_part_paths(folder) if path not in said]
-    with contextlib.closing(each_in_order(count_part, paths)) as counted:
+    with contextlib.closing(each(count_part, paths)) as counted:
         for path, found in zip(paths, counted, strict=True):
             if isinstance(found, Counted):
                 good[path] = found
@@ -113,7 +116,7 @@ def survey(folder: Path, *, skip_bad: bool = False, without: Mapping[Path, str] 
     if not total:
         raise QBWError(f"{folder}: holds no rows yet; run `make eval CKPT=...` first")
     _check_required([part.missing for part in good.values()], total, folder)
-    repeated = _repeated(good)
+    repeated = _repeated(good, each)
     for path, rows in repeated.items():
         again = count_part(path, rows)
         assert isinstance(again, Counted)  # parts never change
@@ -286,12 +289,12 @@ def missing_values(folder: Path, column: str, count: int, total: int, record: st
     )
 
 
-def _repeated(good: Mapping[Path, Counted]) -> dict[Path, np.ndarray]:
+def _repeated(good: Mapping[Path, Counted], each: Each) -> dict[Path, np.ndarray]:
     """Return, of each part that has such, the rows that repeat a record: all with its id but the first in `_ORDER`."""
     suspects = _suspects({path: part.run for path, part in good.items() if part.rows})
     if not suspects:
         return {}
-    keys = dict(zip(suspects, each_in_order(_read_keys, suspects), strict=True))
+    keys = dict(zip(suspects, each(_read_keys, suspects), strict=True))
     frames = []
     for number, (path, rows) in enumerate(zip(suspects, repeated_rows(list(keys.values())), strict=True)):
         if len(rows):

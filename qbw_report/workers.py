@@ -1,4 +1,7 @@
-"""The same function on many items, in as many processes as there are cores; what comes back is in the items' order."""
+"""The same function on many items, in as many processes as there are cores; what comes back is in the items' order.
+
+Whoever has many items takes an `Each`: `each_in_order` here, or the workers of a cluster (`qbw_report.cluster`).
+"""
 
 import contextlib
 import multiprocessing
@@ -8,12 +11,20 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from schemas.errors import QBWError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Each(Protocol):
+    """Something that calls a function of a module, or a `functools.partial` of one, with many items."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Generator[Result]:
+        """Yield what the function makes of each item, in their order."""
+
 
 _FEWEST = 8
 """With fewer items, starting processes would take longer than they save."""
