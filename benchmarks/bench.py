@@ -25,6 +25,7 @@ from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
 from benchmarks.prepared import prepare
 from benchmarks.recommendation import recommendation_figures
+from benchmarks.reports import report_figures
 from benchmarks.store import append_time
 from benchmarks.workers import coordinator_figures, scaling_figures
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
@@ -63,6 +64,7 @@ def measure_all(
         yield coordinator_figures()
         if device.type == "cpu":
             yield scaling_figures(_FEW_ROUNDS)
+        yield report_figures(quick=quick)
         if not quick:
             yield recommendation_figures()
             _tell(f"trying the report's intervals on {trials} simulations of every kind")

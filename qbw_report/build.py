@@ -3,33 +3,23 @@
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from qbw_report.bins import add_bins
 from qbw_report.compare import all_pairs
 from qbw_report.dashboards import settings_of
-from qbw_report.events import (
-    IMAGE_TAG,
-    OVER_EPOCHS_TAG,
-    SENSITIVITY_TAG,
-    event_file,
-    event_file_name,
-    our_event_files,
-    wall_times,
-)
-from qbw_report.figures import caution_left_out, plot_bitwidth_vs_accuracy, plot_metric_over_epochs
-from qbw_report.frame import checked_part_paths, read_records
+from qbw_report.drawing import drawings_of, fewer_figures, figure_epochs, rendered
+from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
+from qbw_report.frame import look
 from qbw_report.frontier import front, predictions, predictions_in_words
 from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.insight.over_epochs import answers_over_epochs
 from qbw_report.insight.thresholds import DEFAULTS, Thresholds
-from qbw_report.insight.trend import find_trend, trend_in_words
 from qbw_report.intervals import with_intervals
 from qbw_report.layers import Layers, read_layers
 from qbw_report.levels import recommendations
@@ -37,12 +27,10 @@ from qbw_report.overview import findings_table, overview
 from qbw_report.page.provenance import provenance
 from qbw_report.page.story import page_bytes
 from qbw_report.publish import publish
-from qbw_report.selection import strata_of, typical_rows
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
-from qbw_report.sensitivity_figure import plot_sensitivity
-from qbw_report.series import add_series, folder_names, notes_on
-from qbw_report.statistics import METRICS, SERIES_KEYS, per_bin, per_epoch
-from qbw_report.style import png_bytes, svg_bytes
+from qbw_report.series import folder_names, notes_on
+from qbw_report.statistics import SERIES_KEYS, bin_statistics, epoch_statistics, join_bins
+from qbw_report.workers import Each, each_in_order
 from schemas.errors import QBWError, UsageError
 from schemas.parts import ANCHOR_NAME
 
@@ -55,15 +43,20 @@ PAGE = "index.html"
 TENSORBOARD = "tensorboard"
 """Folder of the event files in the report folder: what `tensorboard --logdir` is given."""
 
+MOST_BINS = 100_000
+"""With more, `bins.csv` would be tens of megabytes of bins of one configuration each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything that is shown, as numbers.
 
     Attributes:
-        rows: the records, with `series` and `bitwidth_bin`.
-        epochs: `qbw_report.statistics.per_epoch` of them.
-        bins: `qbw_report.statistics.per_bin` of them, with intervals.
+        rows: the records that are looked at (`qbw_report.frame`), with `series` and `bitwidth_bin`.
+        epochs: `qbw_report.statistics.epoch_statistics` of all records.
+        bins: `qbw_report.statistics.bin_statistics` of all records, with intervals; of very many, of the epochs of
+            `rows`.
+        times: series -> epoch -> when its last row was evaluated, in seconds since 1970.
         answers: one per series, in the order of their names.
         layers: each series' layer table; None where there is none beside the records.
         sensitivity: each series' effects of layers.
@@ -80,6 +73,7 @@ class Analysis:
     rows: pd.DataFrame
     epochs: pd.DataFrame
     bins: pd.DataFrame
+    times: Mapping[str, Mapping[int, float]]
     answers: list[Answers]
     layers: Mapping[str, Layers | None]
     sensitivity: Mapping[str, Sensitivity]
@@ -107,20 +101,25 @@ class Analysis:
         ]
 
 
-def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS) -> Analysis:
+def analyze(
+    records: Path, *, skip_bad: bool = False, thresholds: Thresholds = DEFAULTS, each: Each = each_in_order
+) -> Analysis:
     """Return the statistics and answers of a records folder.
 
     Args:
         records: the records folder.
         skip_bad: leave bad parts out, and say so in the notes, instead of refusing.
         thresholds: what readings are made with.
+        each: who reads the parts.
 
     Raises:
         QBWError: as `qbw_report.frame.read_records`.
     """
-    frame, left_out = read_records(records, skip_bad=skip_bad)
-    rows = add_bins(add_series(frame))
-    epochs = per_epoch(rows)
+    found, looked_at, some = look(records, skip_bad=skip_bad, each=each)
+    rows, cells = add_bins(looked_at), found.cells
+    binned = join_bins(cells)
+    epochs = epoch_statistics(binned)
+    shown, few = _shown_bins(binned, rows)
     groups = {str(series): group for series, group in rows.groupby("series")}
     layers, bad_tables = _layers_of(records, groups)
     answers = [answer(group, thresholds) for group in groups.values()]
@@ -129,20 +128,21 @@ def analyze(records: Path, *, skip_bad: bool = False, thresholds: Thresholds = D
     return Analysis(
         rows=rows,
         epochs=epochs,
-        bins=with_intervals(per_bin(rows)),
+        bins=with_intervals(bin_statistics(shown)),
+        times={str(series): wall_times(lines) for series, lines in cells.groupby("series")},
         answers=answers,
         layers=layers,
         sensitivity=sensitivity,
         findings=findings,
-        comparison=overview(answers, findings, epochs, rows),
+        comparison=overview(answers, findings, epochs, cells),
         predictions={series: predictions(group, sensitivity[series].model) for series, group in groups.items()},
         recommendations=_stacked(
             [recommendations(group, layers[series], sensitivity[series]) for series, group in groups.items()]
         ),
         thresholds=thresholds,
-        notes=[*left_out, *notes_on(rows), *bad_tables],
-        parts=sum(path.name != ANCHOR_NAME for path in checked_part_paths(records)),
-        left_out=len(left_out),
+        notes=[*found.left_out, *found.notes, *some, *few, *notes_on(cells), *bad_tables],
+        parts=sum(path.name != ANCHOR_NAME for path in found.parts) + len(found.left_out),
+        left_out=len(found.left_out),
     )
 
 
@@ -154,6 +154,7 @@ def build(
     *,
     skip_bad: bool = False,
     thresholds: Thresholds = DEFAULTS,
+    each: Each = each_in_order,
 ) -> tuple[Analysis, list[str]]:
     """Build the whole report and return its numbers and the paths written, relative to `out`.
 
@@ -166,6 +167,7 @@ def build(
         say: told what happens, a phrase at a time.
         skip_bad: leave bad parts out, and say so, instead of refusing.
         thresholds: what readings are made with.
+        each: who reads the parts.
 
     Raises:
         UsageError: `out` lies inside `records`, or there is no such records folder.
@@ -174,24 +176,38 @@ def build(
     if out.resolve().is_relative_to(records.resolve()):
         raise UsageError(f"{out}: the report must not lie in the records folder {records}; choose another --out")
     say(f"reading {records}")
-    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds)
+    analysis = analyze(records, skip_bad=skip_bad, thresholds=thresholds, each=each)
+    analysis = replace(analysis, notes=[*analysis.notes, *figure_notes(analysis, every)])
     return analysis, publish(out, report_files(analysis, every, say), our_event_files(out / TENSORBOARD))
 
 
 def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
     """Yield every file of the report: path relative to the report folder, and content."""
     folders = folder_names(analysis.epochs["series"])
+    shown = _epochs_with_figures(analysis, every)
+    drawings = {
+        series: drawings_of(
+            series,
+            analysis.rows[analysis.rows["series"] == series],
+            analysis.epochs[analysis.epochs["series"] == series],
+            analysis.sensitivity[series].table,
+            shown[series],
+            analysis.thresholds,
+        )
+        for series in folders
+    }
+    pictures = rendered([drawing for each in drawings.values() for drawing in each], analysis.left_out)
     for series, folder in folders.items():
         say(f"drawing {series}")
-        rows = analysis.rows[analysis.rows["series"] == series]
         images: dict[str, dict[int, bytes]] = {}
-        for tag, epoch, stem, figure in figures_of(analysis, series, every):
-            caution_left_out(figure, analysis.left_out)
-            png = images.setdefault(tag, {})[epoch] = png_bytes(figure)
-            yield f"{FIGURES}/{folder}/{stem}.png", png
-            yield f"{FIGURES}/{folder}/{stem}.svg", svg_bytes(figure)
-        times = wall_times(rows)
-        events = event_file(_numbers(analysis, series), images, times, settings_of(rows))
+        for drawing in drawings[series]:
+            png, svg = next(pictures)
+            yield f"{FIGURES}/{folder}/{drawing.name}.png", png
+            yield f"{FIGURES}/{folder}/{drawing.name}.svg", svg
+            images.setdefault(drawing.tag, {})[drawing.epoch] = png
+        times = analysis.times[series]
+        settings = settings_of(analysis.rows[analysis.rows["series"] == series])
+        events = event_file(_numbers(analysis, series), images, times, settings)
         yield f"{TENSORBOARD}/{folder}/{event_file_name(events, times)}", events
     tables = all_tables(analysis)
     for name, table in tables.items():
@@ -207,9 +223,20 @@ def report_files(analysis: Analysis, every: int, say: Callable[[str], None]) -> 
 
 def _numbers(analysis: Analysis, series: str) -> pd.DataFrame:
     """Return a line per epoch of a series: its statistics, and what they answer."""
-    keys = ["series", "epoch", "configs"]
-    numbers = analysis.epochs.merge(analysis.over_epochs, on=keys, validate="one_to_one")
+    answers = analysis.over_epochs.drop(columns="configs")  # which are those that were looked at
+    numbers = analysis.epochs.merge(answers, on=["series", "epoch"], how="left", validate="one_to_one")
     return numbers[numbers["series"] == series]
+
+
+def _shown_bins(binned: pd.DataFrame, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the bins that are described, and a sentence if those are not all."""
+    if len(binned) <= MOST_BINS:
+        return binned, []
+    note = (
+        f"{len(binned):,} bins: bins.csv has those of the epochs that pictures look at; statistics.csv has all epochs"
+    )
+    epochs = ["series", "epoch"]
+    return binned.merge(rows[epochs].drop_duplicates(), on=epochs), [note]
 
 
 def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Layers | None], list[str]]:
@@ -226,8 +253,25 @@ def _layers_of(records: Path, groups: Mapping[str, pd.DataFrame]) -> tuple[dict[
     return tables, notes
 
 
-def _has_effects(table: pd.DataFrame) -> bool:
-    return bool(((table["metric"] == "accuracy") & (table["option"] < table["against"])).any())
+def _epochs_with_figures(analysis: Analysis, every: int) -> dict[str, list[int]]:
+    """Return for each series the epochs (0-based) that get a figure of their own."""
+    epochs = {
+        str(series): sorted(group.unique().tolist()) for series, group in analysis.rows.groupby("series")["epoch"]
+    }
+    step = fewer_figures(list(epochs.values()), every)
+    return {series: figure_epochs(numbers, step) for series, numbers in epochs.items()}
+
+
+def figure_notes(analysis: Analysis, every: int) -> list[str]:
+    """Return a sentence if fewer epochs get a figure than was asked for."""
+    asked = {
+        series: figure_epochs(sorted(group.unique().tolist()), every)
+        for series, group in analysis.rows.groupby("series")["epoch"]
+    }
+    wanted, given = (sum(map(len, each.values())) for each in (asked, _epochs_with_figures(analysis, every)))
+    if wanted == given:
+        return []
+    return [f"{wanted:,} epochs were to get a figure; {given:,} have one, at equal steps and the last of each series"]
 
 
 def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
@@ -254,52 +298,6 @@ def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return tables of equal columns as one. Empty ones are left out: their columns have no type to agree on."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else tables[0]
-
-
-def figures_of(analysis: Analysis, series: str, every: int) -> Iterator[tuple[str, int, str, Figure]]:
-    """Yield every figure of a series: its tag in TensorBoard, its epoch (0-based), its file's name, and itself."""
-    rows = analysis.rows[analysis.rows["series"] == series]
-    last = int(rows["epoch"].max())
-    for epoch, figure in bitwidth_figures(rows, every, analysis.thresholds):
-        yield IMAGE_TAG, epoch, f"bitwidth_vs_accuracy_epoch_{epoch + 1:03d}", figure
-    for metric, figure in metric_figures(analysis.epochs[analysis.epochs["series"] == series]):
-        yield OVER_EPOCHS_TAG.format(metric), last, f"{metric}_over_epochs", figure
-    effects = analysis.sensitivity[series].table
-    if _has_effects(effects):
-        epoch = int(effects["epoch"].iloc[0])
-        yield (
-            SENSITIVITY_TAG,
-            epoch,
-            "sensitivity",
-            plot_sensitivity(effects, f"{series}: where bits matter, epoch {epoch + 1}"),
-        )
-
-
-def bitwidth_figures(rows: pd.DataFrame, every: int, thresholds: Thresholds = DEFAULTS) -> Iterator[tuple[int, Figure]]:
-    """Yield epoch (0-based) and figure of one series, for each epoch that gets one."""
-    for epoch in figure_epochs(sorted(rows["epoch"].unique().tolist()), every):
-        of_epoch = rows[rows["epoch"] == epoch]
-        title = f"{of_epoch['series'].iloc[0]}: bitwidth and accuracy"
-        drawn, _ = typical_rows(of_epoch)
-        trend = trend_in_words(find_trend(drawn, strata_of(drawn, "avg_bitwidth"), thresholds))
-        yield epoch, plot_bitwidth_vs_accuracy(of_epoch["avg_bitwidth"], of_epoch["accuracy"], epoch, title, trend)
-
-
-def metric_figures(statistics: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Yield metric and figure over the epochs of one series, for each metric that has a value in any epoch."""
-    for metric in METRICS:
-        if statistics[f"{metric}_mean"].notna().any():
-            title = f"{statistics['series'].iloc[0]}: {metric} over epochs"
-            yield metric, plot_metric_over_epochs(statistics, metric, title)
-
-
-def figure_epochs(epochs: Sequence[int], every: int) -> list[int]:
-    """Return the epochs (0-based, sorted) that get a figure: every so many as people count them, and the last.
-
-    >>> figure_epochs([0, 1, 2, 3, 4, 5, 6], every=5)
-    [4, 6]
-    """
-    return [epoch for epoch in epochs if (epoch + 1) % every == 0 or epoch == epochs[-1]]
 
 
 def csv_bytes(frame: pd.DataFrame) -> bytes:

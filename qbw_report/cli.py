@@ -3,6 +3,7 @@
 import functools
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,25 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="Draw bitwidth against accuracy every so many epochs, and for the last.",
 )
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="Who reads the records: this machine, or a Dask cluster.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster that is there; else one is started here.")
 @_thresholds
 @_skip_bad
-def build_command(records: Path, out: Path, every: int, thresholds: Thresholds, skip_bad: bool) -> None:
+def build_command(
+    records: Path,
+    out: Path,
+    every: int,
+    executor: str,
+    scheduler: str | None,
+    thresholds: Thresholds,
+    skip_bad: bool,
+) -> None:
     """Build the page, tables, figures and TensorBoard files from RECORDS (results/records).
 
     Building again replaces the report; files in the folder that it did not write stay.
@@ -77,7 +94,17 @@ def build_command(records: Path, out: Path, every: int, thresholds: Thresholds, 
     from qbw_report.build import build
     from qbw_report.tables import print_epochs, stdout_console
 
-    analysis, paths = build(records, out, every, _say, skip_bad=skip_bad, thresholds=thresholds)
+    if scheduler is not None and executor != "dask":
+        raise click.UsageError("--scheduler: only --executor dask has one")
+    told = partial(build, out=out, every=every, say=_say, skip_bad=skip_bad, thresholds=thresholds)
+    if executor == "dask":
+        from qbw_report.cluster import on_cluster
+
+        with on_cluster(scheduler) as each:
+            # Its workers may stand in other folders.
+            analysis, paths = told(records.absolute(), each=each)
+    else:
+        analysis, paths = told(records)
     console = stdout_console()
     _notes(analysis)
     for answers in analysis.answers:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,37 @@ import pandas as pd
 from qbw_report.bins import add_bins
 from qbw_report.budget import Budget
 from qbw_report.compare import Comparison, choose, compare
-from qbw_report.frame import read_records
+from qbw_report.frame import MOST_OF_THE_LAST, choose_epochs, count_epochs, look
 from qbw_report.layers import read_layers
 from qbw_report.recommend import Recommendation, recommend
 from qbw_report.selection import last_epoch
 from qbw_report.sensitivity import find_sensitivity, of_one_network
-from qbw_report.series import add_series
 from schemas.errors import QBWError, UsageError
 
 
-def read_rows(records: Path, *, skip_bad: bool) -> pd.DataFrame:
-    """Return the rows of a records folder with `series` and `bitwidth_bin`.
+def read_rows(records: Path, names: Sequence[str], *, skip_bad: bool) -> pd.DataFrame:
+    """Return the rows of a records folder that are looked at, with `series` and `bitwidth_bin`.
+
+    Args:
+        records: the records folder.
+        names: what somebody calls what they are about, as in `qbw_report.compare.choose`; the last epochs if empty.
+        skip_bad: leave damaged parts out instead of refusing.
 
     Raises:
+        UsageError: of many rows, nothing is called so.
         QBWError: as `qbw_report.frame.read_records`.
     """
-    return add_bins(add_series(read_records(records, skip_bad=skip_bad)[0]))
+    _, rows, _ = look(records, skip_bad=skip_bad, choose=partial(_named_epochs, names) if names else None)
+    return add_bins(rows)
+
+
+def _named_epochs(names: Sequence[str], cells: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    chosen, notes = choose_epochs(cells)
+    if not notes:  # all rows are looked at
+        return chosen, notes
+    epochs = pd.concat([choose(cells, name)[1] for name in names])[["series", "epoch"]].drop_duplicates()
+    counts = count_epochs(cells).merge(epochs)
+    return counts.assign(share=(MOST_OF_THE_LAST / counts["rows"]).clip(upper=1.0)), notes
 
 
 def recommend_from(
@@ -44,7 +60,7 @@ def recommend_from(
         UsageError: there are several series and none is named, or a budget cannot be computed.
         QBWError: there is nothing to recommend.
     """
-    rows = read_rows(records, skip_bad=skip_bad)
+    rows = read_rows(records, [] if name is None else [name], skip_bad=skip_bad)
     if name is None:
         names = sorted(rows["series"].unique())
         if len(names) > 1:
@@ -64,7 +80,7 @@ def compare_in(records: Path, first: str, second: str, *, skip_bad: bool = False
         UsageError: nothing is called so, or both are the same.
         QBWError: they have nothing in common.
     """
-    rows = read_rows(records, skip_bad=skip_bad)
+    rows = read_rows(records, [first, second], skip_bad=skip_bad)
     a, b = choose(rows, first), choose(rows, second)
     if a[0] == b[0]:
         raise UsageError(f"{first!r} and {second!r}: both are {a[0]}; name two, such as {first}@1 and {first}@2")

@@ -37,22 +37,22 @@ def findings_table(answers: Iterable[Answers], further: Mapping[str, tuple[Findi
 
 
 def overview(
-    answers: Iterable[Answers], findings: pd.DataFrame, epochs: pd.DataFrame, rows: pd.DataFrame
+    answers: Iterable[Answers], findings: pd.DataFrame, epochs: pd.DataFrame, cells: pd.DataFrame
 ) -> pd.DataFrame:
     """Return a line for each series: what its last epoch says; NaN where it cannot be told.
 
     Args:
         answers: of every series.
         findings: `findings_table` of them.
-        epochs: `qbw_report.statistics.per_epoch`.
-        rows: all rows.
+        epochs: `qbw_report.statistics.epoch_statistics`.
+        cells: of all rows, with `series`.
     """
     lines = []
     for each in answers:
         found = findings[(findings["series"] == each.series) & findings["cost"].isin(["avg_bitwidth", ""])]
         value = dict(zip(found["question"], found["value"], strict=True))
         statistics = epochs[(epochs["series"] == each.series) & (epochs["epoch"] == each.epoch)].iloc[0]
-        engines = rows.loc[rows["series"] == each.series, "engine"].fillna("unknown").astype(str)
+        engines = cells.loc[cells["series"] == each.series, "engine"].fillna("unknown").astype(str)
         lines.append(
             {
                 "series": each.series,

@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import pandas as pd
 
 _IDENTITY = ["experiment", "split", "data_id", "network_id"]
@@ -35,34 +34,34 @@ def add_series(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _engines_of(frame: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
     """Return the engines of each identity's rows, such as ``incremental + reference``, in the order of `known`."""
-    engines = frame.assign(engine=frame["engine"].fillna("unknown engine").map(printable))
+    engines = frame[[*_IDENTITY, "engine"]].drop_duplicates()
+    engines = engines.assign(engine=engines["engine"].fillna("unknown engine").map(printable))
     said = engines.groupby(_IDENTITY, dropna=False)["engine"].agg(lambda each: " + ".join(sorted(set(each))))
     return known.merge(said.reset_index(), on=_IDENTITY, how="left")["engine"]
 
 
-def notes_on(frame: pd.DataFrame) -> list[str]:
+def notes_on(cells: pd.DataFrame) -> list[str]:
     """Return a sentence for everything that a reader should know before trusting the statistics of these rows.
 
     Args:
-        frame: rows with `series`.
+        cells: `qbw_report.cells.merge_cells`, with `series`.
     """
     notes = []
-    for experiment, name in frame.groupby("experiment")["series"]:
+    for experiment, name in cells.groupby("experiment")["series"]:
         if name.nunique() > 1:
-            rows = frame.loc[name.index]
-            data = len(rows[["split", "data_id"]].drop_duplicates())
+            data = len(cells.loc[name.index, ["split", "data_id"]].drop_duplicates())
             how = f"on {data} data sets" if data == name.nunique() else f"in {name.nunique()} ways"
             why = "" if data == name.nunique() else " (data, network settings or engine)"
             notes.append(f"{printable(str(experiment))} was evaluated {how}{why}; each has a series")
-    for series, rows in frame.groupby("series"):
+    for series, lines in cells.groupby("series"):
         for column, plural in _SINGLE.items():
-            kinds = rows.groupby("epoch")[column].nunique()
+            kinds = lines.groupby("epoch")[column].nunique()
             mixed = [int(epoch) + 1 for epoch in kinds.index[kinds > 1]]
             if mixed:
                 notes.append(f"{series}: {_epochs(mixed)} from {kinds.max()} {plural}; the statistics cover all rows")
-        lost = int((~np.isfinite(rows["loss"])).sum())
+        lost, rows = int(lines.loc[lines["loss_min"].isna(), "rows"].sum()), int(lines["rows"].sum())
         if lost:
-            notes.append(f"{series}: {lost} of {len(rows)} rows without a finite loss; loss statistics leave them out")
+            notes.append(f"{series}: {lost} of {rows} rows without a finite loss; loss statistics leave them out")
     return notes
 
 

@@ -1,9 +1,20 @@
-"""Rows -> statistics per epoch, and per epoch and bitwidth bin (DataFrame -> DataFrame)."""
+"""Cells -> statistics per epoch, and per epoch and bitwidth bin (DataFrame -> DataFrame).
+
+Every number is the exact one, rounded once: the cells' sums are integers, and stay so until the last step.
+"""
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from qbw_report.correlation import pearson
+from qbw_report.bins import add_bins
+from qbw_report.cells import CORRECT, LOSS, READ, count_cells, merge_cells
+from qbw_report.correlation import LEAST_FOR_CORRELATION
+from qbw_report.exact import correlation_of, root_ratio, spread_of, sums_of
+from schemas.records import RECORD_SCHEMA
 
 METRICS = {"accuracy": "accuracy", "loss": "loss", "bitwidth": "avg_bitwidth"}
 """Prefix of the statistics' names -> column of the rows."""
@@ -14,41 +25,163 @@ SERIES_KEYS = ["series", "experiment", "split", "data_id"]
 _EPOCH = [*SERIES_KEYS, "epoch"]
 _BIN = [*_EPOCH, "bitwidth_bin"]
 
+_POINT = 52
+"""An average bitwidth of 1 or more is a whole number of 2**-52 bits."""
+
 
 def per_epoch(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `epoch_statistics` of rows with `series`."""
+    return epoch_statistics(join_bins(_counted(frame)))
+
+
+def per_bin(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `bin_statistics` of rows with `series`."""
+    return bin_statistics(join_bins(_counted(frame)))
+
+
+def _counted(rows: pd.DataFrame) -> pd.DataFrame:
+    read = pa.schema([pa.field("series", pa.string()), *(RECORD_SCHEMA.field(name) for name in READ)])
+    texts = [field.name for field in read if pa.types.is_string(field.type)]
+    table = pa.Table.from_pandas(rows[read.names], schema=read, preserve_index=False)
+    return merge_cells([count_cells(table, texts)], texts)
+
+
+def join_bins(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return one line per series, epoch and bitwidth bin, sorted, with exact sums: whole numbers without limit.
+
+    Args:
+        cells: `qbw_report.cells.merge_cells`, with `series`.
+    """
+    return _joined(_totals(add_bins(cells)), _BIN)
+
+
+def epoch_statistics(binned: pd.DataFrame) -> pd.DataFrame:
     """Return one row per series and epoch, sorted: `configs`, the statistics of each metric, `correlation`.
 
     A metric gives `<metric>_mean`, `_std` (of the population: ddof 0), `_min` and `_max`. Losses that are not finite
     are left out of the loss statistics, and `loss_configs` says how many remain. `correlation` is Pearson's, between
-    average bitwidth and accuracy; NaN where it does not exist (see `pearson`).
+    average bitwidth and accuracy; NaN where it does not exist: for under 3 rows, or where either is constant.
 
     Args:
-        frame: rows with `series`.
+        binned: `join_bins` of all rows.
     """
-    correlation = {
-        key: pearson(rows["avg_bitwidth"].to_numpy(), rows["accuracy"].to_numpy())
-        for key, rows in frame.groupby(_EPOCH)
+    lines = _joined(binned, _EPOCH)
+    return _described(lines, _EPOCH).assign(correlation=_correlations(lines))
+
+
+def bin_statistics(binned: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per series, epoch and bitwidth bin, sorted; columns as above, without `correlation`.
+
+    Args:
+        binned: lines of `join_bins`.
+    """
+    return _described(binned, _BIN)
+
+
+_SAME_UNIT = {"correct": 1, "correct_squares": 2, "together": 1}
+"""Sums of numbers of samples -> which power of `num_samples` they are to be divided by."""
+
+_ADDED = ("correct", "correct_squares", "together", "loss", "loss_squares", "bits", "bits_squares")
+
+
+def _totals(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells with their sums put together.
+
+    Accuracies are numbers of samples, in units of 1 / `num_samples`; losses are whole numbers of two to
+    `loss_exponent`; average bitwidths are whole numbers of two to -52 bits.
+    """
+    rows = cells["rows"].to_numpy()
+    correct, correct_squares = sums_of([cells[name].to_numpy() for name in CORRECT])
+    loss, loss_squares = sums_of([cells[name].to_numpy() for name in LOSS])
+    average = cells["avg_bitwidth"].to_numpy()
+    bits = np.array([int(value) for value in np.rint(np.ldexp(average, _POINT))], dtype=object)
+    totals = {
+        "rows": rows,
+        "losses": np.where(cells["loss_min"].notna(), rows, 0),
+        "num_samples": cells["num_samples"].astype(object),
+        "correct": correct,
+        "correct_squares": correct_squares,
+        "together": bits * correct,
+        "loss_exponent": cells["loss_exponent"].fillna(0).astype(np.int64),
+        "loss": loss,
+        "loss_squares": loss_squares,
+        "bits": bits * rows,
+        "bits_squares": bits * bits * rows,
+        "accuracy_min": cells["correct_min"] / cells["num_samples"],
+        "accuracy_max": cells["correct_max"] / cells["num_samples"],
+        "loss_min": cells["loss_min"],
+        "loss_max": cells["loss_max"],
+        "bitwidth_min": average,
+        "bitwidth_max": average,
     }
-    return _summarize(frame, _EPOCH).assign(correlation=list(correlation.values()))
+    return cells[_BIN].assign(**totals)
 
 
-def per_bin(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per series, epoch and bitwidth bin, sorted; columns as in `per_epoch`, without `correlation`.
+def _joined(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return lines of equal keys as one, sorted, their sums in a unit that all of them are whole numbers of."""
+    series, _ = pd.factorize(lines["series"], sort=True)  # which says the other names of a series as well
+    order = np.lexsort([*(lines[name].to_numpy() for name in reversed(keys) if name not in SERIES_KEYS), series])
+    lines = lines.iloc[order]
+    numbers = np.stack([series[order], *(lines[name].to_numpy() for name in keys if name not in SERIES_KEYS)])
+    new = np.append(True, (np.diff(numbers) != 0).any(axis=0))
+    starts, group = np.flatnonzero(new), np.cumsum(new) - 1
+    columns = {name: lines[name].to_numpy() for name in lines.columns}
+    joined = {name: columns[name][starts] for name in keys}
+    joined["num_samples"] = _common_multiples(columns["num_samples"], starts)
+    factor = joined["num_samples"][group] // columns["num_samples"]
+    if (factor != 1).any():  # nearly always all have the same
+        columns |= {name: columns[name] * factor**power for name, power in _SAME_UNIT.items()}
+    joined["loss_exponent"] = np.minimum.reduceat(columns["loss_exponent"], starts)
+    shift = (columns["loss_exponent"] - joined["loss_exponent"][group]).astype(object)
+    columns |= {"loss": columns["loss"] << shift, "loss_squares": columns["loss_squares"] << 2 * shift}
+    for name in ("rows", "losses", *_ADDED):
+        joined[name] = np.add.reduceat(columns[name], starts)
+    for metric in METRICS:
+        joined[f"{metric}_min"] = np.fmin.reduceat(columns[f"{metric}_min"], starts)
+        joined[f"{metric}_max"] = np.fmax.reduceat(columns[f"{metric}_max"], starts)
+    return pd.DataFrame(joined)
 
-    Args:
-        frame: rows with `series` and `bitwidth_bin`.
-    """
-    return _summarize(frame, _BIN)
+
+def _common_multiples(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the least common multiple of each group's whole numbers."""
+    if (values == values[0]).all():
+        return np.asarray(values[starts])
+    ends = np.append(starts[1:], len(values))
+    multiples = [math.lcm(*set(values[start:end])) for start, end in zip(starts, ends, strict=True)]
+    return np.array(multiples, dtype=object)
 
 
-def _summarize(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    finite = frame.assign(loss=frame["loss"].where(np.isfinite(frame["loss"])))
-    groups = finite.groupby(keys)
-    columns: dict[str, pd.Series] = {"configs": groups.size(), "loss_configs": groups["loss"].count()}
-    for metric, column in METRICS.items():
-        values = groups[column]
-        columns[f"{metric}_mean"] = values.mean()
-        columns[f"{metric}_std"] = values.std(ddof=0)
-        columns[f"{metric}_min"] = values.min()
-        columns[f"{metric}_max"] = values.max()
-    return pd.DataFrame(columns).reset_index()
+def _described(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    table = lines[list(keys)].assign(configs=lines["rows"], loss_configs=lines["losses"])
+    # A loss is in units of two to the exponent, which may be a large number; 1 / unit is then a whole number.
+    exponents = lines["loss_exponent"].to_numpy()
+    scale = 1 << np.maximum(exponents, 0).astype(object)
+    units = {
+        "accuracy": ("rows", "correct", "correct_squares", lines["num_samples"]),
+        "loss": ("losses", "loss", "loss_squares", 1 << np.maximum(-exponents, 0).astype(object)),
+        "bitwidth": ("rows", "bits", "bits_squares", np.full(len(lines), 1 << _POINT, dtype=object)),
+    }
+    for metric, (count, total, squares, unit) in units.items():
+        sums, of_squares = lines[total].to_numpy(), lines[squares].to_numpy()
+        if metric == "loss":
+            sums, of_squares = sums * scale, of_squares * scale * scale
+        means, spreads = [], []
+        for n, s, q, u in zip(lines[count].tolist(), sums, of_squares, unit, strict=True):
+            means.append(s / (n * u) if n else math.nan)
+            spreads.append(root_ratio(spread_of(n, s, q), n * u) if n else math.nan)
+        table[f"{metric}_mean"], table[f"{metric}_std"] = means, spreads
+        table[f"{metric}_min"], table[f"{metric}_max"] = lines[f"{metric}_min"], lines[f"{metric}_max"]
+    return table
+
+
+def _correlations(lines: pd.DataFrame) -> list[float]:
+    return [
+        correlation_of(n * xy - x * y, spread_of(n, x, xx), spread_of(n, y, yy))
+        if n >= LEAST_FOR_CORRELATION
+        else math.nan
+        for n, xy, x, xx, y, yy in zip(
+            lines["rows"].tolist(),
+            *(lines[name] for name in ("together", "bits", "bits_squares", "correct", "correct_squares")),
+            strict=True,
+        )
+    ]

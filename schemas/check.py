@@ -38,10 +38,8 @@ def check_records(table: pa.Table, where: str) -> None:
     Raises:
         SchemaError: naming the place, the column, the rule and the first row that breaks it.
     """
+    check_counts(table, where)
     count, correct = table["num_samples"], table["correct"]
-    _require(pc.greater(count, 0), "num_samples", "a positive number", table, where)
-    _require(pc.less_equal(0, correct), "correct", "0 or more", table, where)
-    _require(pc.less_equal(correct, count), "correct", "at most num_samples", table, where)
     ratio = pc.divide(correct.cast(pa.float64()), count.cast(pa.float64()))
     _require(pc.equal(table["accuracy"], ratio), "accuracy", "correct / num_samples", table, where)
     top5 = table["top5_correct"]
@@ -53,6 +51,18 @@ def check_records(table: pa.Table, where: str) -> None:
     bits, rows = pc.list_flatten(table["bitwidths"]), pc.list_parent_indices(table["bitwidths"])
     allowed = pc.and_(pc.less_equal(1, bits), pc.less_equal(bits, 32))
     _require(allowed, "bitwidths", "1 to 32 bits in every layer", table, where, rows)
+
+
+def check_counts(table: pa.Table, where: str) -> None:
+    """Check those invariants of records that counting needs: `num_samples` and `correct`.
+
+    Raises:
+        SchemaError: as `check_records`.
+    """
+    count, correct = table["num_samples"], table["correct"]
+    _require(pc.greater(count, 0), "num_samples", "a positive number", table, where)
+    _require(pc.less_equal(0, correct), "correct", "0 or more", table, where)
+    _require(pc.less_equal(correct, count), "correct", "at most num_samples", table, where)
 
 
 def _require(

@@ -10,9 +10,12 @@ version of Arrow lays out its buffers.
 
 import hashlib
 import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas import layers, records
@@ -61,16 +64,17 @@ def encode_part(table: pa.Table, kind: str, where: str) -> bytes:
     check_columns(table, schema, where)
     if kind == records.KIND:
         check_records(table, where)
+    of_values = digest_of(table)
     metadata = {
         "qbw.kind": kind,
         "qbw.schema_version": "{}.{}".format(*version),
         "qbw.rows": str(table.num_rows),
-        "qbw.digest": f"{digest_of(table)}-{_BLANK}",
+        "qbw.digest": f"{of_values}-{_BLANK}",
     }
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
     blank: bytes = sink.getvalue().to_pybytes()
-    data = blank.replace(metadata["qbw.digest"].encode(), f"{digest_of(table)}-{_hash_bytes(blank)}".encode())
+    data = blank.replace(metadata["qbw.digest"].encode(), f"{of_values}-{_hash_bytes(blank)}".encode())
     decode_part(data, kind, where)
     return data
 
@@ -92,6 +96,93 @@ def decode_part(data: bytes, kind: str, where: str) -> pa.Table:
         SchemaError: a column or a value breaks the schema.
     """
     schema, version = _SCHEMAS[kind]
+    file, tags, _ = _opened(data, kind, where)
+    try:
+        table = file.read().replace_schema_metadata(None)
+        whole = str(table.num_rows) == tags["rows"] and digest_of(table) == tags["digest"].partition("-")[0]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise PartError(f"{where}: damaged ({_first_line(error)}); move it away and evaluate again") from None
+    if not whole:
+        raise PartError(f"{where}: damaged (its values do not match its digest); move it away and evaluate again")
+    if tags["schema_version"] != "{}.{}".format(*version) and len(set(table.column_names)) == table.num_columns:
+        table = _in_this_version(table, schema)
+    check_columns(table, schema, where)
+    if kind == records.KIND:
+        check_records(table, where)
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPart:
+    """A part of which not everything has to be read; see `open_part`.
+
+    Attributes:
+        num_rows: how many rows it has.
+        ranges: columns -> the smallest and largest value of each of them that has no nulls and for which the file says
+            them; two Nones for a column of nulls.
+        read: columns -> a table of them; raises PartError.
+    """
+
+    num_rows: int
+    ranges: Callable[[Sequence[str]], dict[str, tuple[object, object]]]
+    read: Callable[[Sequence[str]], pa.Table]
+
+
+def open_part(data: bytes, kind: str, where: str) -> OpenPart:
+    """Return a part, so far checked that columns of it can be read and trusted, without taking time for the others.
+
+    The digest of the file's bytes vouches for what is not looked at, and for the ranges that the file says its columns
+    have: whoever wrote it had read all of it back. A part without one, or that has other columns than this version, is
+    decoded whole first.
+
+    Args:
+        data: the bytes of the whole file.
+        kind: what the caller expects it to be.
+        where: the file's name, for errors.
+
+    Raises:
+        PartError, NewerPartError, SchemaError: as `decode_part`; of a part that is not decoded, no SchemaError.
+    """
+    schema, _ = _SCHEMAS[kind]
+    file, tags, sealed = _opened(data, kind, where)
+    if not sealed or list(file.schema_arrow) != list(schema) or str(file.metadata.num_rows) != tags["rows"]:
+        table = decode_part(data, kind, where)
+        return OpenPart(num_rows=len(table), ranges=lambda _: {}, read=table.select)
+
+    def read(columns: Sequence[str]) -> pa.Table:
+        try:
+            return file.read(columns=list(columns), use_threads=False).replace_schema_metadata(None)
+        except (pa.ArrowException, OSError) as error:
+            raise PartError(f"{where}: damaged ({_first_line(error)}); move it away and evaluate again") from None
+
+    def ranges(columns: Sequence[str]) -> dict[str, tuple[object, object]]:
+        return _ranges(file.metadata, {name: schema.get_field_index(name) for name in columns})
+
+    return OpenPart(num_rows=file.metadata.num_rows, ranges=ranges, read=read)
+
+
+def _ranges(metadata: pq.FileMetaData, places: Mapping[str, int]) -> dict[str, tuple[object, object]]:
+    """Return the ranges that a file of one row group says its columns have; none of a file of several."""
+    if metadata.num_row_groups != 1:
+        return {}
+    group, ranges = metadata.row_group(0), dict[str, tuple[object, object]]()
+    for name, place in places.items():  # each column of a schema, a list too, has one place in the file
+        said = group.column(place).statistics
+        if said is not None and said.has_null_count and said.null_count == group.num_rows:
+            ranges[name] = (None, None)
+        elif said is not None and said.has_null_count and not said.null_count and said.has_min_max:
+            ranges[name] = (said.min, said.max)
+    return ranges
+
+
+def _opened(data: bytes, kind: str, where: str) -> tuple[pq.ParquetFile, dict[str, str], bool]:
+    """Return a part as a Parquet file, its tags, and whether a digest vouches for its bytes.
+
+    Raises:
+        PartError: not a part of ours, or damaged.
+        NewerPartError: written by a newer major version.
+    """
+    _, version = _SCHEMAS[kind]
     readable = "{}.{}".format(*version)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -118,19 +209,7 @@ def decode_part(data: bytes, kind: str, where: str) -> pa.Table:
     # No row of ours takes less than a byte, so a file that claims more rows than it has bytes lies.
     if file.metadata.num_rows > len(data):
         raise PartError(f"{where}: claims {file.metadata.num_rows} rows in {len(data)} bytes; the file is damaged")
-    try:
-        table = file.read().replace_schema_metadata(None)
-        whole = str(table.num_rows) == tags["rows"] and digest_of(table) == of_values
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise PartError(f"{where}: damaged ({_first_line(error)}); move it away and evaluate again") from None
-    if not whole:
-        raise PartError(f"{where}: damaged (its values do not match its digest); move it away and evaluate again")
-    if tags["schema_version"] != readable and len(set(table.column_names)) == table.num_columns:
-        table = _in_this_version(table, schema)
-    check_columns(table, schema, where)
-    if kind == records.KIND:
-        check_records(table, where)
-    return table
+    return file, tags, tags["digest"] != of_values
 
 
 def lacks_columns(data: bytes, kind: str) -> bool:
@@ -143,11 +222,18 @@ def lacks_columns(data: bytes, kind: str) -> bool:
 
 
 def _bytes_match(data: bytes, digest: str) -> bool:
-    return len(digest) == len(_BLANK) and _hash_bytes(data.replace(digest.encode(), _BLANK.encode())) == digest
+    place = data.rfind(digest.encode())
+    if place < 0 or len(digest) != len(_BLANK):
+        return False
+    view = memoryview(data)  # a copy without the digest would take as long as half of the hash
+    return _hash_bytes(view[:place], _BLANK.encode(), view[place + len(_BLANK) :]) == digest
 
 
-def _hash_bytes(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _hash_bytes(*pieces: bytes | memoryview) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def _in_this_version(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -179,9 +265,8 @@ def _hash_values(hasher: hashlib.blake2b, array: pa.Array) -> None:
         hasher.update(_bytes_of(array.value_lengths()))
         _hash_values(hasher, array.flatten())
     elif pa.types.is_string(kind) or pa.types.is_binary(kind):
-        values = array.cast(pa.binary()).to_pylist()
-        hasher.update(_bytes_of(pa.array([len(value) for value in values], pa.int64())))
-        hasher.update(b"".join(values))
+        hasher.update(_bytes_of(pc.binary_length(array).cast(pa.int64())))
+        hasher.update(_text_of(array))
     elif pa.types.is_primitive(kind):
         hasher.update(_bytes_of(array))
     else:
@@ -196,6 +281,16 @@ def _bytes_of(array: pa.Array) -> bytes:
     values = array.buffers()[1]
     # Arrow lets an array without values go without a buffer.
     return b"" if values is None else values[array.offset * width : (array.offset + len(array)) * width].to_pybytes()
+
+
+def _text_of(array: pa.Array) -> bytes:
+    """Return the bytes of all values of a text or binary array without nulls, one after the other."""
+    _, offsets, values = array.buffers()
+    if not len(array):  # Arrow lets such an array go without buffers
+        return b""
+    ends = pa.Array.from_buffers(pa.int32(), len(array) + 1, [None, offsets], offset=array.offset)
+    first, last = ends[0].as_py(), ends[len(array)].as_py()
+    return b"" if first == last else values[first:last].to_pybytes()
 
 
 def _first_line(error: BaseException) -> str:

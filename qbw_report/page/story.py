@@ -23,7 +23,7 @@ def page_bytes(
     """Return the page.
 
     Args:
-        rows: the records, with `series` and `bitwidth_bin`.
+        rows: the records that are looked at, with `series` and `bitwidth_bin`.
         answers: of each series.
         told: of each series, sentences.
         sensitivity: of each series.
@@ -88,7 +88,7 @@ def page_bytes(
                 ),
             ),
             sections=sections,
-            rows=len(rows),
+            rows=int(known.statistics["configs"].sum()),
             parts=parts,
             files=tuple(f"{name}.csv" for name in sorted(tables)),
         )

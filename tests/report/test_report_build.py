@@ -13,7 +13,8 @@ import pytest
 from report_helpers import Report
 from simulated_records import row, simulate, write_records
 
-from qbw_report.build import Analysis, analyze, build, figure_epochs
+from qbw_report.build import Analysis, analyze, build
+from qbw_report.drawing import figure_epochs
 from schemas.errors import UsageError
 
 

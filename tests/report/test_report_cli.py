@@ -192,7 +192,7 @@ def test_interrupted(run_cli: RunCli, report: Report, tmp_path: Path, monkeypatc
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qbw_report.build.per_bin", interrupt)
+    monkeypatch.setattr("qbw_report.build.bin_statistics", interrupt)
     outcome = run_cli("build", report.records, "--out", tmp_path / "out")
     assert (outcome.code, outcome.stdout) == (130, "")
     assert outcome.stderr.splitlines()[-1] == "qbw-report: interrupted"

@@ -212,8 +212,8 @@ def test_infinitely_many_bits_are_one_sentence(run_cli: RunCli, tmp_path: Path) 
     rows = few()
     rows[3]["avg_bitwidth"] = math.inf
     sentence = (
-        "column 'avg_bitwidth': expected a finite number of bits in every row, found infinity in 1 of 16 rows (first: "
-        f"record {rows[3]['record_id']}); evaluate those checkpoints again"
+        f"{tmp_path}: column 'avg_bitwidth': expected a finite number of bits in every row, found infinity in 1 of 16 "
+        f"rows (first: record {rows[3]['record_id']}); evaluate those checkpoints again"
     )
     outcome = run_cli("summary", write_records(tmp_path, rows))
     assert outcome == Outcome(1, "", f"qbw-report: error: {sentence}\n")

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from simulated_records import row, simulate, table_of, write_records
 
-from qbw_report.frame import part_paths, read_records
+from qbw_report.frame import read_records
 from schemas.errors import QBWError, UsageError
-from schemas.parts import ANCHOR_NAME
+from schemas.parts import ANCHOR_NAME, part_paths
 from schemas.records import RECORD_SCHEMA
 
 

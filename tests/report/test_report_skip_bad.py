@@ -11,9 +11,9 @@ import pytest
 from report_helpers import RunCli
 from simulated_records import row, simulate, table_of, write_records
 
-from qbw_report.frame import part_paths, read_records
+from qbw_report.frame import read_records
 from schemas.errors import QBWError
-from schemas.parts import digest_of
+from schemas.parts import digest_of, part_paths
 
 DAMAGED = "damaged (its values do not match its digest); move it away and evaluate again"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import report_references as references
 from hypothesis import given, settings
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from simulated_records import row, table_of
 
 from qbw_report.bins import add_bins
+from qbw_report.cells import READ, count_cells, merge_cells
 from qbw_report.correlation import pearson
 from qbw_report.series import add_series, folder_names, notes_on, printable
 from qbw_report.statistics import per_bin, per_epoch
+from schemas.records import RECORD_SCHEMA
 
 unhurried = settings(deadline=None, max_examples=60)  # no deadline: a busy machine is no defect
 
@@ -42,6 +45,11 @@ def record_lists(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 def frame_of(records: list[dict[str, Any]]) -> pd.DataFrame:
     return add_bins(add_series(table_of(records).to_pandas()))
+
+
+def cells_of(rows: pd.DataFrame) -> pd.DataFrame:
+    table = pa.Table.from_pandas(rows[list(READ)], schema=pa.schema([RECORD_SCHEMA.field(name) for name in READ]))
+    return add_series(merge_cells([count_cells(table)]))
 
 
 def assert_same(found: pd.DataFrame, expected: dict[Any, dict[str, float]], keys: list[str]) -> None:
@@ -133,7 +141,7 @@ def test_losses_that_are_not_finite_are_left_out_and_counted() -> None:
     frame = frame_of(records)
     (epoch,) = per_epoch(frame).to_dict("records")
     assert (epoch["configs"], epoch["loss_configs"], epoch["loss_mean"], epoch["loss_std"]) == (5, 2, 3.0, 1.0)
-    assert notes_on(frame) == ["demo: 3 of 5 rows without a finite loss; loss statistics leave them out"]
+    assert notes_on(cells_of(frame)) == ["demo: 3 of 5 rows without a finite loss; loss statistics leave them out"]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +175,7 @@ def test_an_experiment_on_two_data_sets_is_two_series() -> None:
         "demo [test aaaaaaaa]": 0.3,
         "other": 0.5,
     }
-    assert notes_on(frame) == ["demo was evaluated on 3 data sets; each has a series"]
+    assert notes_on(cells_of(frame)) == ["demo was evaluated on 3 data sets; each has a series"]
 
 
 def test_series_stay_apart_whatever_they_are_called() -> None:
@@ -191,7 +199,7 @@ def test_rows_of_several_checkpoints_networks_or_engines_in_one_epoch_are_said()
         row([2], 1, config_index=5, epoch=5, model_id="n"),
         *(row([2], 1, config_index=i, epoch=10 + i % 6, engine=f"e{i % 5}") for i in range(30)),
     ]
-    assert notes_on(frame_of(records)) == [
+    assert notes_on(cells_of(frame_of(records))) == [
         "demo: epoch 1 has rows from 2 checkpoints; the statistics cover all rows",
         "demo: epoch 6 has rows from 2 networks; the statistics cover all rows",
         "demo: 7 epochs have rows from 5 engines; the statistics cover all rows",
@@ -199,7 +207,7 @@ def test_rows_of_several_checkpoints_networks_or_engines_in_one_epoch_are_said()
 
 
 def test_nothing_odd_is_nothing_said() -> None:
-    assert notes_on(frame_of([row([2], 1), row([4], 2, config_index=1)])) == []
+    assert notes_on(cells_of(frame_of([row([2], 1), row([4], 2, config_index=1)]))) == []
 
 
 def test_folder_names_are_portable_and_different() -> None:

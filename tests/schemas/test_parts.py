@@ -21,7 +21,16 @@ from schemas import layers, records
 from schemas import parts as parts_module
 from schemas.check import SchemaError
 from schemas.layers import LAYER_SCHEMA
-from schemas.parts import NewerPartError, PartError, decode_part, digest_of, encode_part, lacks_columns, part_paths
+from schemas.parts import (
+    NewerPartError,
+    PartError,
+    decode_part,
+    digest_of,
+    encode_part,
+    lacks_columns,
+    open_part,
+    part_paths,
+)
 from schemas.records import RECORD_SCHEMA
 
 DATA = Path(__file__).parent.parent / "data"
@@ -271,6 +280,85 @@ def test_every_truncation_is_refused() -> None:
         with pytest.raises(PartError, match=r"^here: not a readable Parquet file \(.*\); move it away$"):
             decode_part(data[:length], records.KIND, "here")
     assert len(lengths) > 200
+
+
+# --- a part of which not everything is read -------------------------------------------------------------------------
+
+
+def resealed(data: bytes) -> bytes:
+    """Return a part with a right digest of its bytes, whatever they have become."""
+    place = data.index(b"-", data.index(b"qbw.digest")) + 1
+    blank = data[:place] + b"0" * 32 + data[place + 32 :]
+    seal = hashlib.blake2b(blank, digest_size=16).hexdigest().encode()
+    return data[:place] + seal + data[place + 32 :]
+
+
+def test_columns_that_are_read_alone_are_those_of_the_whole() -> None:
+    data = encode_part(table_of(golden_rows(3)), records.KIND, "here")
+    part = open_part(data, records.KIND, "here")
+    assert part.num_rows == 3
+    columns = ["loss", "record_id", "bitwidths"]
+    assert part.read(columns).equals(decode_part(data, records.KIND, "here").select(columns))
+
+
+def test_ranges_are_those_of_the_values_and_of_columns_that_all_have_one_or_none() -> None:
+    rows = [golden(loss=0.25, epoch=3, network_id=None, model_id=None), golden(loss=0.5, epoch=3, network_id=None)]
+    part = open_part(encode_part(table_of(rows), records.KIND, "here"), records.KIND, "here")
+    assert part.ranges(["loss", "epoch", "network_id", "model_id", "evaluated_at"]) == {
+        "loss": (0.25, 0.5),
+        "epoch": (3, 3),
+        "network_id": (None, None),
+        "evaluated_at": (GOLDEN_ROW["evaluated_at"],) * 2,
+    }
+
+
+def test_of_a_part_in_several_groups_of_rows_no_range_is_told() -> None:
+    table = table_of(golden_rows(3))
+    tags = {"kind": records.KIND, "schema_version": "1.1", "rows": "3", "digest": f"{digest_of(table)}-{'0' * 32}"}
+    sink = pa.BufferOutputStream()
+    tagged = table.replace_schema_metadata({f"qbw.{key}": value for key, value in tags.items()})
+    pq.write_table(tagged, sink, row_group_size=1, write_page_checksum=True)
+    part = open_part(resealed(sink.getvalue().to_pybytes()), records.KIND, "here")
+    assert part.ranges(["epoch"]) == {}
+    assert part.read(["loss"]).equals(table.select(["loss"]))
+
+
+def test_every_damaged_byte_is_found_without_reading_it() -> None:
+    data = encode_part(table_of(golden_rows(3)), records.KIND, "here")
+    for position in random.Random(1).sample(range(len(data)), 200):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        with pytest.raises(PartError, match=r"^here: .+"):
+            open_part(bytes(damaged), records.KIND, "here")
+
+
+@pytest.mark.parametrize("how", ["without a digest of its bytes", "of a newer minor version", "with another row count"])
+def test_a_part_that_nobody_vouches_for_is_decoded_whole(how: str) -> None:
+    table = table_of(golden_rows(2))
+    seal, newer = f"{digest_of(table)}-{'0' * 32}", table.append_column("more", pa.array([1, 2]))
+    data = {
+        "without a digest of its bytes": lambda: encoded(table),
+        "of a newer minor version": lambda: resealed(
+            encoded(newer, schema_version="1.9", digest=f"{digest_of(newer)}-{'0' * 32}")
+        ),
+        "with another row count": lambda: resealed(encoded(table, digest=seal, rows="3")),
+    }[how]()
+    if how == "with another row count":
+        with pytest.raises(PartError, match=r"^here: damaged \(its values do not match its digest\)"):
+            open_part(data, records.KIND, "here")
+        return
+    part = open_part(data, records.KIND, "here")
+    assert (part.num_rows, part.ranges(["epoch"])) == (2, {})
+    assert part.read(["loss"]).equals(table.select(["loss"]))
+
+
+def test_a_page_that_lies_under_a_right_digest_of_bytes_is_a_sentence() -> None:
+    table = table_of([golden(record_id="q" * 32)])
+    data = encoded(table, digest=f"{digest_of(table)}-{'0' * 32}")
+    page = data.index(b"q" * 32)
+    lying = resealed(data[:page] + b"r" + data[page + 1 :])
+    with pytest.raises(PartError, match=r"^here: damaged \(.*\); move it away and evaluate again$"):
+        open_part(lying, records.KIND, "here").read(["record_id"])
 
 
 def test_a_value_that_was_changed_with_right_page_checksums_is_caught_by_the_digest() -> None:
