@@ -198,7 +198,7 @@ def test_the_first_workload_is_the_one_that_bounds_are_for():
 def test_make_bench_table_asks_for_figures():
     # -o: nothing is installed here.
     run = subprocess.run(
-        ["make", "-o", ".venv/.ready", "bench-table"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ["make", "-o", ".venv/.test-ready", "bench-table"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert run.returncode == 2
     assert "make: say which figures: make bench-table JSON=results/bench.json" in run.stderr
