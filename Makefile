@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_READY := $(VENV)/.test-ready
+comma := ,
 QUALITY_READY := $(VENV)/.quality-ready
 
 RECORDS ?= results/records
@@ -22,17 +23,14 @@ help: ## list the targets
 
 setup: $(TEST_READY) ## create .venv with everything that the other targets need
 
-$(READY): constraints.txt pyproject.toml
+# Both install in one go: whoever tests needs no second round of pip.
+$(READY) $(TEST_READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "make: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
-	@echo "make: creating $(VENV) and installing the pinned packages (about a minute; once)" >&2
+	@echo "make: creating $(VENV) and installing the pinned packages (a minute or two; once)" >&2
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo]'
-	@touch $@
-
-$(TEST_READY): $(READY)
-	@echo "make: installing what tests and measurements need (half a minute; once)" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[eval,demo,gpu,test,browser]'
-	@touch $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[eval,demo$(if $(filter $(TEST_READY),$@),$(comma)gpu$(comma)test$(comma)browser)]'
+	@touch $(READY) $@
 
 $(QUALITY_READY): $(TEST_READY)
 	@echo "make: installing coverage and mutmut (once)" >&2
@@ -79,11 +77,11 @@ recommend: $(READY) ## the best configuration within a budget, evaluated: BUDGET
 tensorboard: $(READY) ## serve the report's TensorBoard files: [REPORT=folder]
 	@$(BIN)/tensorboard --logdir '$(REPORT)/tensorboard' --samples_per_plugin images=1000,scalars=100000 $(ARGS)
 
-# A file's tests stay together: they share what their fixtures have trained.
+# A file's tests stay together: they share what their fixtures have trained. Three processes, as many tests wait for others.
 test: export OMP_NUM_THREADS = 1
-test: $(TEST_READY) ## run the tests: [JOBS=2] [ARGS="-k words"]
-	@echo "make: running the tests in $(or $(JOBS),2) processes (some ten minutes)" >&2
-	@$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile $(ARGS)
+test: $(TEST_READY) ## run the tests: [JOBS=3] [ARGS="-k words"]
+	@echo "make: running the tests in $(or $(JOBS),3) processes (some ten minutes)" >&2
+	@$(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile $(ARGS)
 
 torture: $(TEST_READY) ## kill, race, fill, cut and damage the store, and read hostile checkpoints: [TORTURE_SCALE=1] [SEED=1] [JSON=file] [ARGS="-k races"]
 	@echo "make: torturing the store and the loader (TORTURE_SCALE=1: about half an hour; power cuts and full disks need root)" >&2

@@ -171,7 +171,7 @@ class Watch:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_watch(tmp_path: Path, processes: ForkServerContext, seed: int, full: bool, trials, report, way: str) -> None:
-    wanted = trials(10, 200)
+    wanted = trials(5, 200)
     folder, records, caught = tmp_path / "checkpoints", tmp_path / "results" / "records", tmp_path / "caught.txt"
     for there in (folder, tmp_path / "unwatched", records.parent):
         there.mkdir()
