@@ -1,6 +1,7 @@
 """Many workers, many jobs, a cluster: the same rows as of one process, whoever does them and whoever dies."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -181,7 +182,17 @@ def workers_of(process: int) -> list[int]:
     return [int(child) for children in lists for child in children.read_text().split()]
 
 
-@pytest.mark.parametrize("executor", [("--workers", "2"), ("--executor", "dask", "--workers", "2")], ids=" ".join)
+@pytest.mark.parametrize(
+    "executor",
+    [
+        ("--workers", "2"),
+        pytest.param(
+            ("--executor", "dask", "--workers", "2"),
+            marks=pytest.mark.skipif("TORTURE_SCALE" not in os.environ, reason="20 seconds: TORTURE_SCALE=1 runs it"),
+        ),
+    ],
+    ids=" ".join,
+)
 def test_ctrl_c_stops_all_workers_and_keeps_what_is_done(
     checkpoints: Path, plain: tuple[list[dict[str, Any]], str], tmp_path: Path, executor: tuple[str, ...]
 ) -> None:

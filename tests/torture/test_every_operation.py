@@ -161,8 +161,8 @@ def try_every_operation(
     return inspected, bad, wrong, hit
 
 
-def test_every_operation(seed: int, report) -> None:
-    inspected, bad, wrong, hit = try_every_operation(seed)
+def test_every_operation(seed: int, full: bool, report) -> None:
+    inspected, bad, wrong, hit = try_every_operation(seed, every=1 if full else 3)
     report(
         test="a fault at every file operation", trials=inspected, failures=bad, unit="disks inspected",
         faults=dict(hit), wrong=dict(wrong),
@@ -176,7 +176,7 @@ def test_every_operation(seed: int, report) -> None:
 @pytest.mark.parametrize("forgotten", [("sync", "sync_folder"), ("sync",), ("sync_folder",)])
 def test_without_sync_the_same_check_fails(seed: int, full: bool, report, forgotten: tuple[str, ...]) -> None:
     """The control: this is how the suite would look if it could not see what it is looking for."""
-    inspected, bad, wrong, _ = try_every_operation(seed, forgotten, every=1 if full else 5)
+    inspected, bad, wrong, _ = try_every_operation(seed, forgotten, every=1 if full else 10)
     report(
         test=f"control: the same without {' and '.join(forgotten)}", trials=inspected, failures=bad,
         unit="disks inspected", control=True, wrong=dict(wrong),
