@@ -321,7 +321,7 @@ def test_without_dask_all_else_works_and_the_error_names_the_extra(checkpoints: 
         "qbw-eval: error: --executor dask: distributed is not installed: pip install 'qbw[dask]'; the executors local "
         "and shard do without\n",
     )
-    assert "Evaluated now: 2." in ended("--workers", "2").stdout
+    assert "Evaluated now: 2." in ended().stdout
 
 
 @pytest.mark.parametrize(

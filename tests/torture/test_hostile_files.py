@@ -86,12 +86,12 @@ def test_hostile_checkpoints(tmp_path: Path, full: bool, trials, report) -> None
 
 
 def test_mutated_checkpoints(tmp_path: Path, seed: int, trials, report) -> None:
-    lines = outcomes("mutated", tmp_path, 0, trials(500, 20_000), seed)
+    lines = outcomes("mutated", tmp_path, 0, trials(250, 20_000), seed)
     wrong, counts = judged(lines)
     report(test="mutated checkpoints", trials=len(lines), failures=len(wrong), unit="files", **counts)
     assert not (tmp_path / "canary").exists()
     assert wrong == []
-    assert len(lines) == trials(500, 20_000)
+    assert len(lines) == trials(250, 20_000)
 
 
 def test_what_hostile_checkpoints_want_is_live(tmp_path: Path, report) -> None:

@@ -42,7 +42,7 @@ def test_the_plans_overlap_in_chunks_of_different_length() -> None:
 def test_races(
     tmp_path: Path, processes: ForkServerContext, seed: int, trials, report, runners: int, everything: int
 ) -> None:
-    wanted, draw = trials(25, everything), random.Random(seed)
+    wanted, draw = trials(12, everything), random.Random(seed)
     failures = twice = wrong = short_won = 0
     for begin in range(0, wanted, PER_FOLDER):
         folder, races = tmp_path / str(begin), range(begin, min(wanted, begin + PER_FOLDER))
