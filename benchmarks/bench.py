@@ -62,10 +62,10 @@ def measure_all(
         yield append_time()
         yield loading_figures()
         yield coordinator_figures()
-        if device.type == "cpu":
-            yield scaling_figures(_FEW_ROUNDS)
-        yield report_figures(quick=quick)
         if not quick:
+            if device.type == "cpu":
+                yield scaling_figures(_FEW_ROUNDS)
+            yield report_figures()
             yield recommendation_figures()
             _tell(f"trying the report's intervals on {trials} simulations of every kind")
             yield from ([share.figure()] for share in all_shares(trials))

@@ -26,14 +26,13 @@ _THREADS = 2
 """Of DuckDB, where there are more cores: as many as its bound was set for."""
 
 
-def report_figures(*, quick: bool) -> list[Figure]:
-    """Statistics of 10 million rows in 1,000 parts (a tenth of both, if quick), and a report of 100 epochs."""
+def report_figures() -> list[Figure]:
+    """Statistics of 10 million rows in 1,000 parts, and a report of 100 epochs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = write_campaign(folder / "many", experiments=1 if quick else 10, epochs=100, configs=10_000)
+        rows = write_campaign(folder / "many", experiments=10, epochs=100, configs=10_000)
         write_campaign(folder / "few" / "records", experiments=1, epochs=100, configs=64)
-        rounds = 1 if quick else _ROUNDS
-        return [*_statistics_figures(folder / "many", rows, rounds), *_report_figures(folder / "few", rounds)]
+        return [*_statistics_figures(folder / "many", rows, _ROUNDS), *_report_figures(folder / "few", _ROUNDS)]
 
 
 def _statistics_figures(folder: Path, rows: int, rounds: int) -> list[Figure]:
