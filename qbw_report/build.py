@@ -1,7 +1,5 @@
 """The story of a report: frame, statistics, answers, figures, then events and tables; written whole."""
 
-import json
-import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -30,6 +28,7 @@ from qbw_report.publish import publish
 from qbw_report.sensitivity import Sensitivity, find_sensitivity, of_one_network
 from qbw_report.series import folder_names, notes_on
 from qbw_report.statistics import SERIES_KEYS, bin_statistics, epoch_statistics, join_bins
+from qbw_report.strict_json import strict_json
 from qbw_report.workers import Each, each_in_order
 from schemas.errors import QBWError, UsageError
 from schemas.parts import ANCHOR_NAME
@@ -324,7 +323,7 @@ def json_text(analysis: Analysis) -> str:
         "comparison": analysis.comparison.to_dict("records"),
         "notes": analysis.notes,
     }
-    return json.dumps(_without_nan(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return strict_json(document)
 
 
 def _identity(statistics: pd.DataFrame, series: str) -> dict[Hashable, Any]:
@@ -335,12 +334,3 @@ def _records(
     statistics: pd.DataFrame, series: str, keys: Sequence[str] = tuple(SERIES_KEYS)
 ) -> list[dict[Hashable, Any]]:
     return statistics[statistics["series"] == series].drop(columns=list(keys)).to_dict("records")
-
-
-def _without_nan(value: Any) -> Any:
-    """Return nested dicts, lists and numbers with None for every NaN and infinity: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

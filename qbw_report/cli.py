@@ -168,12 +168,11 @@ def recommend_command(
 
     Evaluate the file that --out writes with: qbw-eval run CHECKPOINT --configurations FILE
     """
-    import json
-
     from qbw_report.budget import parse_budget
     from qbw_report.commands import recommend_from, write_file
     from qbw_report.recommend import as_json as plain
     from qbw_report.recommend import file_text
+    from qbw_report.strict_json import strict_json
     from qbw_report.tables import print_bits, print_candidates, stdout_console
 
     bounds = [parse_budget(text) for text in budgets]
@@ -184,7 +183,7 @@ def recommend_command(
         write_file(out, file_text(found))
     told = plain(found)
     if as_json:
-        click.echo(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False))
+        click.echo(strict_json(told), nl=False)
         return
     console = stdout_console()
     _heading(console, f"{found.series}, epoch {found.epoch + 1}, {', '.join(found.budgets)}")

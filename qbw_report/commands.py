@@ -1,11 +1,9 @@
 """`qbw-report recommend` and `compare`: from what was asked to what is printed and written."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,6 +15,7 @@ from qbw_report.layers import read_layers
 from qbw_report.recommend import Recommendation, recommend
 from qbw_report.selection import last_epoch
 from qbw_report.sensitivity import find_sensitivity, of_one_network
+from qbw_report.strict_json import strict_json
 from schemas.errors import QBWError, UsageError
 
 
@@ -105,12 +104,4 @@ def comparison_json(found: Comparison) -> str:
     document = asdict(found) | {"table": None}
     document["configurations"] = found.table.to_dict("records")
     del document["table"]
-    return json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return strict_json(document)
