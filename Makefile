@@ -109,9 +109,9 @@ check: $(TEST_READY) ## lint and type-check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(TEST_READY) ## measure, one line per figure: [JSON=file] [QUICK=1: 3 minutes] [ARGS="--threads 2 --rounds 3"]
-	@echo "make: measuring on an idle machine, please (the better part of an hour; QUICK=1: under 3 minutes)" >&2
-	@$(BIN)/python -m benchmarks.bench $(if $(JSON),--json '$(JSON)') $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+bench: $(TEST_READY) ## measure, one line per figure: [DEVICE=cuda] [JSON=file] [QUICK=1: 3 minutes] [ARGS="--threads 2 --rounds 3"]
+	@echo "make: measuring on an idle machine, please (the better part of an hour, on a GPU minutes; QUICK=1: under 3 minutes)" >&2
+	@$(BIN)/python -m benchmarks.bench $(if $(DEVICE),--device '$(DEVICE)') $(if $(JSON),--json '$(JSON)') $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 bench-table: $(TEST_READY) ## render what `make bench JSON=file` measured into docs/performance.md: JSON=file
 	@test -n '$(JSON)' || { echo "make: say which figures: make bench-table JSON=results/bench.json" >&2; exit 2; }

@@ -81,16 +81,17 @@ def class_changes(
     integer = IntegerEngine(network, layer_names, inputs[:batch_size], common_options(network), _CACHE, passes)
     changes = Changes(reference=[0] * len(configurations), integer=[0] * len(configurations))
     for batch in torch.split(inputs, batch_size):
-        expected = _classes(truth, batch.double(), configurations)
+        expected = classes_of(truth, batch.double(), configurations)
         for engine, counts in ((reference, changes.reference), (integer, changes.integer)):
-            for position, classes in _classes(engine, batch, configurations).items():
+            for position, classes in classes_of(engine, batch, configurations).items():
                 counts[position] += int((classes != expected[position]).sum())
         changes.samples += len(batch)
         tell(changes)
     return changes
 
 
-def _classes(engine: Engine, batch: Tensor, configurations: Sequence[BitwidthConfiguration]) -> dict[int, Tensor]:
+def classes_of(engine: Engine, batch: Tensor, configurations: Sequence[BitwidthConfiguration]) -> dict[int, Tensor]:
+    """Return position -> (N,) classes, where the batch is."""
     with torch.inference_mode(), closing(engine.logits(batch, configurations)) as results:
         return {position: predictions_of(logits) for position, logits in results}
 

@@ -1,13 +1,14 @@
 """Measure the product's figures, one line each; what is compared is measured in turn within one run.
 
-make bench [JSON=file] [QUICK=1]    the file gets an array of {figure, value, unit, at_least | at_most, spread, machine}
+make bench [DEVICE=cuda] [JSON=file] [QUICK=1]
+
+The file gets an array of {figure, value, unit, at_least | at_most, spread, machine}.
 
 docs/performance.md says what each figure means.
 """
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks.allocator import allocator_figures
 from benchmarks.coverage import all_shares
 from benchmarks.engines import Bounds, Effort, engine_figures, growth_figures
 from benchmarks.figures import Figure
+from benchmarks.gpu import effort_on_gpu, gpu_figures, tell
 from benchmarks.help import help_times
 from benchmarks.loading import loading_figures
 from benchmarks.machine import machine_line
@@ -44,8 +46,8 @@ _MEASUREMENTS = 1.03
 """Set for two cores with AMX, and for ResNet-18 alone."""
 
 
-def _bounds(workload: Workload, device: torch.device) -> Bounds:
-    if device.type != "cpu" or workload.network != WORKLOADS[0].network:
+def _bounds(workload: Workload) -> Bounds:
+    if workload.network != WORKLOADS[0].network:
         return Bounds()
     return _FIRST_AT_HIGH_BITS if workload.options == HIGH_BITS else _FIRST
 
@@ -55,43 +57,37 @@ def measure_all(
 ) -> Iterator[list[Figure]]:
     """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any.
 
-    Unless quick, the answers' intervals are tried on so many simulations of every kind.
+    Unless quick, the answers' intervals are tried on so many simulations of every kind. Of a GPU what it changes.
     """
+    if device.type == "cuda":
+        yield from gpu_figures(device, effort, quick=quick, only=only)
+        return
     if not only:
         yield help_times()
         yield append_time()
         yield loading_figures()
         yield coordinator_figures()
         if not quick:
-            if device.type == "cpu":
-                yield scaling_figures(_FEW_ROUNDS)
+            yield scaling_figures(_FEW_ROUNDS)
             yield report_figures()
             yield recommendation_figures()
-            _tell(f"trying the report's intervals on {trials} simulations of every kind")
+            tell(f"trying the report's intervals on {trials} simulations of every kind")
             yield from ([share.figure()] for share in all_shares(trials))
     for workload in WORKLOADS[:1] if quick else WORKLOADS:
         if only and not any(words in workload.label for words in only):
             continue
         prepared = prepare(workload, device)
-        _tell(f"{workload.label}: auto takes {prepared.auto}: {prepared.why}")
-        yield engine_figures(prepared, effort, _bounds(workload, device))
+        tell(f"{workload.label}: auto takes {prepared.auto}: {prepared.why}")
+        yield engine_figures(prepared, effort, _bounds(workload))
         if workload is WORKLOADS[0]:
             engines = [prepared.auto] if quick else [prepared.auto, "incremental"]
-            yield memory_figures(
-                prepared, engines, 1 if quick else _FEW_ROUNDS, _MEMORY if device.type == "cpu" else None
-            )
-            yield measurement_figures(
-                prepared, effort.rounds, _MEASUREMENTS if device.type == "cpu" else None, limit_s=effort.limit_s / 3
-            )
+            yield memory_figures(prepared, engines, 1 if quick else _FEW_ROUNDS, _MEMORY)
+            yield measurement_figures(prepared, effort.rounds, _MEASUREMENTS, limit_s=effort.limit_s / 3)
             yield many_classes_figures(device, effort.rounds)
             if not quick:
                 yield growth_figures(prepared, min(effort.rounds, _FEW_ROUNDS))
-    if device.type == "cpu" and not quick and not only:
+    if not quick and not only:
         yield allocator_figures(WORKLOADS[0], effort.rounds)
-
-
-def _tell(sentence: str) -> None:
-    print(f"bench: {sentence}", file=sys.stderr, flush=True)
 
 
 @click.command()
@@ -136,6 +132,8 @@ def main(
         if quick
         else Effort(rounds=rounds or _ROUNDS, limit_s=math.inf if seconds is None else seconds)
     )
+    if device.type == "cuda":
+        effort = effort_on_gpu(effort, seconds, quick=quick)
     written: list[dict[str, object]] = []
     for figures in measure_all(device, effort, quick=quick, only=only, trials=trials):
         for figure in figures:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from benchmarks.figures import Figure, ratio
 from benchmarks.floor import BareConvolutions
 from benchmarks.prepared import Prepared
-from benchmarks.timing import Timed, interleaved
+from benchmarks.timing import Failed, Timed, interleaved
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.packing import why_not_here
@@ -17,20 +17,27 @@ _FEW = 2
 
 _FLOOR_CONFIGURATIONS = 4
 
+TF32_FORWARD, EXPERTS_LOOP = "compiled TF32 forward", "compiled bf16 fake quantization"
+"""What is timed on a GPU besides."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What the figures of one workload shall reach, on the CPU; None for no bound.
+    """What the figures of one workload shall reach; None for no bound. What auto shall reach, `Effort.judged` shall.
 
     Attributes:
         loop: people's loop / auto, at least.
         plain: plain float32 forward / auto, at least.
+        tf32: TF32 forward / auto, at least.
+        expert: expert's loop / auto, at least.
         floor: auto / bare int8 convolutions, at most.
         sweep: full passes of the incremental engine per configuration of a one-layer-at-a-time sweep, at most.
     """
 
     loop: float | None = None
     plain: float | None = None
+    tf32: float | None = None
+    expert: float | None = None
     floor: float | None = None
     sweep: float | None = None
 
@@ -44,12 +51,18 @@ class Effort:
         limit_s: of all rounds of one workload; at least one is run.
         incremental: random configurations for the incremental engine where auto takes another.
         auto_sweep: whether auto sweeps too.
+        gpu_ways: whether the forward in TF32 and the expert's loop are timed.
+        judged: engines that are held to the bounds of auto, whichever it takes.
+        failed: told of what could not be timed, and has no figures; None to raise.
     """
 
     rounds: int
     limit_s: float = math.inf
     incremental: int = 64
     auto_sweep: bool = True
+    gpu_ways: bool = False
+    judged: Sequence[str] = ()
+    failed: Failed | None = None
 
 
 def engine_figures(prepared: Prepared, effort: Effort, bounds: Bounds) -> list[Figure]:
@@ -69,6 +82,9 @@ def engine_figures(prepared: Prepared, effort: Effort, bounds: Bounds) -> list[F
     compiled = prepared.compiled_forward()
     if compiled is not None:
         timed[prepared.compiled_name] = Timed(action=compiled)
+    if effort.gpu_ways:
+        timed[TF32_FORWARD] = Timed(action=prepared.tf32_forward())
+        timed[EXPERTS_LOOP] = Timed(action=prepared.experts_loop(few), units=len(few))
     for name in prepared.engines:
         of = drawn.get(name, configurations)
         timed[name] = Timed(action=prepared.measuring(name, of), units=len(of), warm_up=prepared.measuring(name, warm))
@@ -83,12 +99,13 @@ def engine_figures(prepared: Prepared, effort: Effort, bounds: Bounds) -> list[F
         bare = BareConvolutions(prepared.model, workload.table.names, prepared.batches[0].inputs, for_floor)
         timed["bare int8 convolutions"] = Timed(action=bare.run, units=len(for_floor))
 
-    times = interleaved(timed, effort.rounds, prepared.device, limit_s=effort.limit_s)
-    times["auto"] = times[prepared.auto]
+    times = interleaved(timed, effort.rounds, prepared.device, limit_s=effort.limit_s, failed=effort.failed)
+    if prepared.auto in times:
+        times["auto"] = times[prepared.auto]
     counts = {name: timed[name].units for name in prepared.engines}
     return [
         *_costs(prepared, times, counts),
-        *_ratios(prepared, times, counts, bounds),
+        *_ratios(prepared, times, counts, bounds, effort.judged),
         *_sweeps(prepared, times, sweep, bounds),
     ]
 
@@ -116,6 +133,8 @@ def _costs(prepared: Prepared, times: Mapping[str, Sequence[float]], counts: Map
         "people's loop": constant,
         "plain fp32 forward": constant,
         prepared.compiled_name: constant,
+        TF32_FORWARD: constant,
+        EXPERTS_LOOP: constant,
         **engines,
         "auto": f"{engines[prepared.auto]}; takes {prepared.auto}",
         "bare int8 convolutions": constant,
@@ -132,27 +151,34 @@ def _costs(prepared: Prepared, times: Mapping[str, Sequence[float]], counts: Map
 
 
 def _ratios(
-    prepared: Prepared, times: Mapping[str, Sequence[float]], counts: Mapping[str, int], bounds: Bounds
+    prepared: Prepared,
+    times: Mapping[str, Sequence[float]],
+    counts: Mapping[str, int],
+    bounds: Bounds,
+    judged: Sequence[str],
 ) -> list[Figure]:
-    def against(above: str, below: str, at_least: float | None = None, at_most: float | None = None) -> Figure:
-        count = counts[prepared.auto if "auto" in (above, below) else below]
-        return ratio(
-            f"{above} / {below}, {prepared.workload.label}, {count} random configurations",
-            times[above],
-            times[below],
-            at_least=at_least,
-            at_most=at_most,
-        )
+    counts = {**counts, "auto": counts[prepared.auto]}
 
-    figures = [
-        against("people's loop", "auto", at_least=bounds.loop),
-        against("plain fp32 forward", "auto", at_least=bounds.plain),
-    ]
-    if prepared.compiled_name in times:
-        figures.append(against(prepared.compiled_name, "auto"))
-    if "bare int8 convolutions" in times:
-        figures.append(against("auto", "bare int8 convolutions", at_most=bounds.floor))
-    return figures + [against("people's loop", name) for name in prepared.engines]
+    def against(above: str, below: str, at_least: float | None = None, at_most: float | None = None) -> list[Figure]:
+        """Return the figure, or none where one of the two was not timed."""
+        if not {above, below} <= times.keys():
+            return []
+        count = counts["auto" if above == "auto" else below]
+        name = f"{above} / {below}, {prepared.workload.label}, {count} random configurations"
+        return [ratio(name, times[above], times[below], at_least=at_least, at_most=at_most)]
+
+    figures = []
+    for name in ("auto", *judged):
+        figures += against("people's loop", name, at_least=bounds.loop)
+        figures += against("plain fp32 forward", name, at_least=bounds.plain)
+        figures += against(prepared.compiled_name, name)
+        figures += against(TF32_FORWARD, name, at_least=bounds.tf32)
+        figures += against(EXPERTS_LOOP, name, at_least=bounds.expert)
+    figures += against("auto", "bare int8 convolutions", at_most=bounds.floor)
+    for name in prepared.engines:
+        if name not in judged:
+            figures += against("people's loop", name)
+    return figures
 
 
 def _sweeps(
@@ -165,7 +191,7 @@ def _sweeps(
     label = f"{prepared.workload.label}, {len(sweep)} configurations"
     figures = []
     for name in prepared.engines:
-        if _sweep(name) in times:
+        if {_sweep(name), _full_pass(name)} <= times.keys():
             figures.append(
                 ratio(
                     f"one-layer-at-a-time sweep, full passes per configuration, {name}, {label}",

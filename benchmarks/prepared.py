@@ -1,15 +1,17 @@
 """A workload ready to be timed: the network's engines, and the ways that people would go without QBW."""
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from benchmarks.experts_loop import ExpertsLoop
 from benchmarks.peoples_loop import peoples_loop
 from benchmarks.workloads import Workload
+from qbw_eval.commands.device import allow_tf32
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import Batch
 from qbw_eval.engine.choose import Engine, choose_engine
@@ -32,6 +34,7 @@ class Prepared:
         engines: those that run here, by name.
         auto: the name of the one that `auto` takes.
         why: its reason.
+        compiler: what torch.compile compiles with.
     """
 
     workload: Workload
@@ -41,6 +44,7 @@ class Prepared:
     engines: dict[str, Engine]
     auto: str
     why: str
+    compiler: str = "inductor"
 
     def measuring(self, engine: str, configurations: Sequence[BitwidthConfiguration]) -> Callable[[], object]:
         """Return what measures the configurations with an engine, as `qbw-eval run` does."""
@@ -65,14 +69,35 @@ class Prepared:
 
         None, and a word on stderr, where torch.compile does not work.
         """
-        model = self.workload.plain_model().to(self.device)
-        forward = self._forward(torch.compile(model, dynamic=False), self._fast_dtype)  # type: ignore[arg-type]  # a module again
+        forward = self._forward(self._compiled_model(), self._fast_dtype)
         try:
             forward()
         except Exception as error:  # whatever a compiler that is not there makes of it
             print(f"bench: no {self.compiled_name} here: {error!s:.200}", file=sys.stderr)
             return None
         return forward
+
+    def tf32_forward(self) -> Callable[[], object]:
+        """Return the same in float32 with TensorFloat-32's products, through torch.compile, in its first call."""
+        forward = self._forward(self._compiled_model(), torch.float32)
+
+        def in_tf32() -> None:
+            with tf32():
+                forward()
+
+        return in_tf32
+
+    def experts_loop(self, configurations: Sequence[BitwidthConfiguration]) -> Callable[[], object]:
+        """Return what measures configurations as an expert would without QBW; compiled in its first call."""
+        loop = ExpertsLoop(self.model, self.workload.table.names, compiler=self.compiler)
+        batches = [Batch(loop.images_for(batch.inputs), batch.labels) for batch in self.batches]
+        return lambda: loop.run(batches, configurations)
+
+    def _compiled_model(self) -> nn.Module:
+        compiled: nn.Module = torch.compile(  # type: ignore[assignment]  # a module again
+            self.workload.plain_model().to(self.device), backend=self.compiler, dynamic=False
+        )
+        return compiled
 
     @property
     def _fast_dtype(self) -> torch.dtype:
@@ -90,6 +115,18 @@ class Prepared:
                     model(batch)
 
         return forward
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Let CUDA compute float32 products in TensorFloat-32 for a while, then as before."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # torch's hints lag behind
+    before = convolutions.fp32_precision, products.fp32_precision
+    allow_tf32(True)
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before
 
 
 def prepare(workload: Workload, device: torch.device) -> Prepared:
@@ -111,8 +148,6 @@ def prepare(workload: Workload, device: torch.device) -> Prepared:
         return choice.engine, choice.reason
 
     for name in ("reference", "incremental", "integer"):
-        if name == "integer" and device.type != "cpu":
-            continue
         engine, reason = choose(name)
         if engine.name == name:
             engines[name] = engine

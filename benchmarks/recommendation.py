@@ -9,21 +9,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from benchmarks.demo import train_demo
 from benchmarks.figures import Figure
 from qbw_eval.cli import cli as qbw_eval
-from qbw_eval.data.fit import with_data_shape
-from qbw_eval.data.sources import load_split
-from qbw_eval.experiment import load_experiment
-from qbw_eval.training import epoch_files, train
 from qbw_report.budget import parse_budget
 from qbw_report.commands import recommend_from
 from qbw_report.recommend import Recommendation, file_text
 
 BUDGETS = ("avg_bitwidth<=3", "avg_bitwidth<=4.5", "relative_bit_ops<=0.25")
 CONFIGS = 64
-DEMO = Path(__file__).parent.parent / "examples" / "digits.yaml"
 
 
 def round_trip(
@@ -63,15 +57,9 @@ def recommendation_figures() -> list[Figure]:
     The network is the demo's, trained as `make demo` does but for fewer configurations that are validated on the way.
     """
     with tempfile.TemporaryDirectory() as folder:
-        experiment = load_experiment(DEMO)
-        fewer = experiment.random_bitwidths.model_copy(update={"num_bitwidths": 1})
-        splits = load_split(experiment.data, "train"), load_split(experiment.data, "validation")
-        experiment = with_data_shape(experiment.model_copy(update={"random_bitwidths": fewer}), splits[0])
         checkpoints = Path(folder) / "checkpoints"
         checkpoints.mkdir()
-        files = epoch_files(checkpoints, experiment)
-        *_, last = train(experiment, *splits, files, device=torch.device("cpu"), log=lambda _line: None)
-        found = round_trip(last.checkpoint, Path(folder) / "records")
+        found = round_trip(train_demo(checkpoints), Path(folder) / "records")
     return [
         Figure(
             figure=f"recommended less best uniform configuration, {recommended.budgets[0]}, the demo's network",

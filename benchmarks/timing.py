@@ -1,11 +1,17 @@
 """Clocks: what is compared is timed in turn, round by round, because machines are noisy."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+Failed = Callable[[str, Exception], object]
+"""Told of what failed, and how."""
+
+_SHORT_ROUNDS = 3
 
 
 def seconds(action: Callable[[], object], device: torch.device | None = None) -> float:
@@ -38,7 +44,12 @@ class Timed:
 
 
 def interleaved(
-    timed: Mapping[str, Timed], rounds: int, device: torch.device | None = None, *, limit_s: float = math.inf
+    timed: Mapping[str, Timed],
+    rounds: int,
+    device: torch.device | None = None,
+    *,
+    limit_s: float = math.inf,
+    failed: Failed | None = None,
 ) -> dict[str, list[float]]:
     """Return seconds per unit, one a round, of everything; every second round goes backwards through the list.
 
@@ -47,16 +58,48 @@ def interleaved(
         rounds: at least 1.
         device: to be waited for.
         limit_s: no round begins that would, taking as long as the longest so far, end later than this; the first does.
+        failed: told of what fails, which has no times then and does not keep the others from having theirs; None to
+            raise.
     """
-    for one in timed.values():
-        (one.warm_up or one.action)()
     times: dict[str, list[float]] = {name: [] for name in timed}
+
+    def run(name: str, action: Callable[[], object]) -> float:
+        try:
+            return seconds(action, device)
+        except Exception as error:  # memory, compilers and devices fail in many ways
+            if failed is None:
+                raise
+            failed(name, error)
+            del times[name]
+            return math.nan
+
+    for name, one in timed.items():
+        run(name, one.warm_up or one.action)
     start, longest = time.perf_counter(), 0.0
     for number in range(rounds):
         begun = time.perf_counter()
         if number > 0 and begun - start + longest > limit_s:
             break
-        for name in timed if number % 2 == 0 else list(timed)[::-1]:
-            times[name].append(seconds(timed[name].action, device) / timed[name].units)
+        for name in list(times) if number % 2 == 0 else list(times)[::-1]:
+            took = run(name, timed[name].action)
+            if name in times:
+                times[name].append(took / timed[name].units)
         longest = max(longest, time.perf_counter() - begun)
     return times
+
+
+def typical_seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Return the median time of something short; on a GPU what passes there, by its events, with its L2 cache emptied.
+
+    Raises:
+        ImportError: on a GPU, where Triton, whose `do_bench` it is, is not installed.
+    """
+    if device.type != "cuda":
+        action()
+        return statistics.median(seconds(action) for _ in range(_SHORT_ROUNDS))
+    from triton.testing import do_bench  # optional, and slow to import
+
+    # Emptying the cache takes the GPU longer than launching takes the CPU, so that no launch is waited for.
+    with torch.cuda.device(device):
+        milliseconds: float = do_bench(action, warmup=10, rep=40, return_mode="median")
+    return milliseconds / 1000

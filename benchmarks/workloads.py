@@ -1,6 +1,6 @@
 """The networks, data and configurations that are measured. Weights are random: speed does not depend on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -160,3 +160,7 @@ def _variants(options: tuple[int, ...]) -> list[Workload]:
 LOW_BITS, HIGH_BITS = (2, 4, 8), (8, 16, 32)
 WORKLOADS = [*_variants(LOW_BITS), *_variants(HIGH_BITS)]
 """The first is the one that most bounds are for, and the only one of `QUICK=1`."""
+
+_RESNET18, _, _RESNET50 = _variants(LOW_BITS)
+GPU_WORKLOADS = [replace(_RESNET18, images=1024), replace(_RESNET50, images=256)]
+"""Those of a GPU, with batches that keep it busy; the first is the only one of `QUICK=1`."""
