@@ -81,7 +81,8 @@ def gpu_figures(
             yield attempt("measurements", partial(_measurements, prepared, effort)) or []
             yield attempt("many classes", partial(many_classes_figures, device, effort.rounds)) or []
         del prepared
-        free(device)
+        torch.compiler.reset()  # or the next network's compiled forwards would be counted as further ones of this one's
+        _give_memory_back()
         tell(f"{time.perf_counter() - start:.0f} s so far")
     if not only:
         yield attempt("classes", partial(_classes, device)) or []
@@ -150,17 +151,16 @@ def tell_failure(what: str, error: Exception) -> None:
     place = f", {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
     tell(f"no figures of {what} here: {reason} ({type(error).__name__}{place})")
     error.__traceback__ = None  # its frames hold tensors
-    free(None)
+    _give_memory_back()
 
 
 def _is_ours(filename: str) -> bool:
     return any(Path(filename).is_relative_to(_REPOSITORY / package) for package in ("benchmarks", "qbw_eval"))
 
 
-def free(device: torch.device | None) -> None:
+def _give_memory_back() -> None:
     """Give what torch keeps of a GPU's memory back to it, so that whatever comes next finds it."""
-    if device is None or device.type == "cuda":
-        torch.cuda.empty_cache()  # does nothing where there is no GPU
+    torch.cuda.empty_cache()  # does nothing where there is no GPU
 
 
 def tell(sentence: str) -> None:

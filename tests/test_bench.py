@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_workloads import CPU, prepared, tiny
 
 import benchmarks.figures
 from benchmarks import table
@@ -16,39 +17,13 @@ from benchmarks.engines import share_of_macs
 from benchmarks.figures import Figure, ratio
 from benchmarks.memory import activation_bytes
 from benchmarks.peoples_loop import peoples_loop
-from benchmarks.prepared import Prepared
 from benchmarks.timing import Timed, interleaved
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS
 from qbw_eval.data.batches import Batch
-from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.evaluate import measure
-from qbw_eval.networks.resnet import SHAPES
 
 REPOSITORY = Path(__file__).parent.parent
-CPU = torch.device("cpu")
-
-
-def tiny(**changes: object) -> Workload:
-    settings = {"network": "ResNet-8", "shape": SHAPES["resnet8"], "width": 4, "pixels": 8, "images": 10}
-    return Workload(**{**settings, "dataset_size": 100, "options": (2, 4, 8), "count": 5, **changes})  # type: ignore[arg-type]
-
-
-def prepared(workload: Workload) -> Prepared:
-    model, names = workload.model(), workload.table.names
-    engines = {
-        "reference": ReferenceEngine(model, names),
-        "incremental": IncrementalEngine(model, names, workload.batch.inputs, 2**20),
-    }
-    return Prepared(
-        workload=workload,
-        device=CPU,
-        model=model,
-        batches=[workload.batch],
-        engines=engines,
-        auto="incremental",
-        why="a test",
-    )
 
 
 def test_a_figure_is_the_median_of_its_rounds_and_their_interquartile_range():
