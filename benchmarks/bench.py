@@ -19,7 +19,7 @@ from benchmarks.allocator import allocator_figures
 from benchmarks.coverage import all_shares
 from benchmarks.engines import Bounds, Effort, engine_figures, growth_figures
 from benchmarks.figures import Figure
-from benchmarks.gpu import effort_on_gpu, gpu_figures, tell
+from benchmarks.gpu import GPU_SECONDS, QUICK_GPU_SECONDS, effort_on_gpu, gpu_figures, tell
 from benchmarks.help import help_times
 from benchmarks.loading import loading_figures
 from benchmarks.machine import machine_line
@@ -96,7 +96,11 @@ def measure_all(
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice unless given.")
 @click.option("--rounds", type=click.IntRange(min=1), help=f"Rounds; {_ROUNDS}, or at most {_FEW_ROUNDS} with --quick.")
-@click.option("--seconds", type=click.FloatRange(min=0), help=f"Of a workload's rounds; {_QUICK_SECONDS:g} if --quick.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    help=f"Of a workload's rounds; {_QUICK_SECONDS:g} if --quick; on a GPU {GPU_SECONDS:g}, {QUICK_GPU_SECONDS:g}.",
+)
 @click.option(
     "--trials", type=click.IntRange(min=1), default=_TRIALS, show_default=True, help="Of the report's intervals."
 )

@@ -34,7 +34,7 @@ _SHARE = 35.0
 _DIFFERENCES = 1.0
 """Classes in 100,000."""
 
-_SECONDS, _QUICK_SECONDS = 75.0, 25.0
+GPU_SECONDS, QUICK_GPU_SECONDS = 75.0, 25.0
 """Of a workload's rounds; at least one is run."""
 
 _REPOSITORY = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 def effort_on_gpu(effort: Effort, seconds: float | None, *, quick: bool) -> Effort:
     """Return how much is measured on a GPU, which is lent for minutes; so many seconds of rounds if given."""
-    limit = (_QUICK_SECONDS if quick else _SECONDS) if seconds is None else seconds
+    limit = (QUICK_GPU_SECONDS if quick else GPU_SECONDS) if seconds is None else seconds
     return replace(effort, limit_s=limit, incremental=16, gpu_ways=True, judged=("integer",), failed=tell_failure)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks.agreement import OPTIONS as AGREEMENT_OPTIONS
 from benchmarks.agreement import class_changes, random_images, random_network
+from benchmarks.devices import Differences, demo_differences
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import sample
 from qbw_eval.data.sources import load_split
@@ -565,6 +566,19 @@ def test_no_more_classes_change_than_in_the_reference(
         print(f"\nthe demo's network: {on_demo}\na random ResNet-18: {on_random}")
     assert sum(on_demo.reference) + sum(on_random.reference) > 0, "or nothing was compared"
     assert sum(on_demo.integer) + sum(on_random.integer) <= sum(on_demo.reference) + sum(on_random.reference)
+
+
+def test_the_trained_network_sees_the_same_classes_by_triton(demo_checkpoint: Path) -> None:
+    """A handful of what `make bench DEVICE=cuda` asks a GPU, under Triton's interpreter."""
+    triton_arithmetic = pytest.importorskip(
+        "qbw_eval.engine.triton_arithmetic",
+        reason="Triton is not installed: pip install '.[gpu]'",
+        exc_type=ImportError,
+    )
+    cpu = torch.device("cpu")
+    arithmetic = triton_arithmetic.TritonArithmetic(cpu, MUCH)
+    found = demo_differences(demo_checkpoint, cpu, arithmetic, images=6, count=2)
+    assert found == Differences(samples=6, of_configuration=[0, 0])
 
 
 def test_accuracies_on_the_trained_network_are_the_references_but_for_a_sample(
