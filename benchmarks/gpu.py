@@ -6,9 +6,8 @@ Nothing that fails here, be it for want of memory, keeps the rest from being mea
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from traceback import extract_tb
 from typing import TypeVar
@@ -59,34 +58,50 @@ def gpu_figures(
 ) -> Iterator[list[Figure]]:
     """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any.
 
-    Quick: only the first workload's engines, and neither memory nor measurements; the convolutions are the last's.
+    What decides comes first: a machine may be lent for minutes only. Quick: only the first workload's engines, the last
+    one's convolutions, and classes.
     """
     start = time.perf_counter()
-    for workload in workloads:
-        if only and not any(words in workload.label for words in only):
-            continue
-        timed = workload is workloads[0] or not quick
-        if not timed and workload is not workloads[-1]:
-            continue
-        prepared = attempt(workload.label, partial(prepare, workload, device))
-        if prepared is None:
-            continue
-        tell(f"{workload.label}: auto takes {prepared.auto}: {prepared.why}")
-        if timed:
-            yield attempt(f"the engines, {workload.label}", partial(engine_figures, prepared, effort, BOUNDS)) or []
-        if workload is workloads[-1]:
-            yield attempt("the convolutions", partial(_convolutions, prepared, ceilings)) or []
-        if workload is workloads[0] and not quick:
-            yield attempt("memory", partial(_memory, prepared)) or []
-            yield attempt("measurements", partial(_measurements, prepared, effort)) or []
-            yield attempt("many classes", partial(many_classes_figures, device, effort.rounds)) or []
-        del prepared
-        torch.compiler.reset()  # or the next network's compiled forwards would be counted as further ones of this one's
-        _give_memory_back()
+    first, last = workloads[0], workloads[-1]
+    wanted = [workload for workload in workloads if not only or any(words in workload.label for words in only)]
+    for workload in wanted:
+        makers: dict[str, Callable[[Prepared], list[Figure]]] = {}
+        if workload is first or not quick:
+            makers["the engines"] = lambda prepared: engine_figures(prepared, effort, BOUNDS)
+        if workload is last:
+            makers["the convolutions"] = lambda prepared: _convolutions(prepared, ceilings)
+        yield from _of_workload(workload, device, makers)
         tell(f"{time.perf_counter() - start:.0f} s so far")
     if not only:
-        yield attempt("classes", partial(_classes, device)) or []
+        yield attempt("classes", _classes, device) or []
+    if first in wanted and not quick:
+        yield from _of_workload(
+            first,
+            device,
+            {
+                "memory": _memory,
+                "measurements": lambda prepared: _measurements(prepared, effort),
+                "many classes": lambda _prepared: many_classes_figures(device, effort.rounds),
+            },
+        )
     tell(f"{time.perf_counter() - start:.0f} s in all")
+
+
+def _of_workload(
+    workload: Workload, device: torch.device, makers: Mapping[str, Callable[[Prepared], list[Figure]]]
+) -> Iterator[list[Figure]]:
+    """Yield a group of figures of each that is made of a prepared workload; nothing of it stays on the device."""
+    if not makers:
+        return
+    prepared = attempt(workload.label, prepare, workload, device)
+    if prepared is None:
+        return
+    tell(f"{workload.label}: auto takes {prepared.auto}: {prepared.why}")
+    for what, make in makers.items():
+        yield attempt(f"{what}, {workload.label}", make, prepared) or []
+    del prepared
+    torch.compiler.reset()  # or the next network's compiled forwards would be counted as further ones of this one's
+    _give_memory_back()
 
 
 def _convolutions(prepared: Prepared, measured: Callable[[torch.device], Ceilings]) -> list[Figure]:
@@ -135,10 +150,10 @@ def _measurements(prepared: Prepared, effort: Effort) -> list[Figure]:
 # --- what fails -----------------------------------------------------------------------------------------------------
 
 
-def attempt(what: str, make: Callable[[], Result]) -> Result | None:
-    """Return what is made; None, having told of it, where that fails."""
+def attempt(what: str, make: Callable[..., Result], *given: object) -> Result | None:
+    """Return what is made of what is given; None, having told of it, where that fails."""
     try:
-        return make()
+        return make(*given)
     except Exception as error:  # memory, compilers and devices fail in many ways
         tell_failure(what, error)
         return None
