@@ -1,7 +1,7 @@
 """Does a network see the same classes in integers on a GPU as on the CPU? Count those that differ."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from benchmarks.figures import Figure
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.data.sources import load_split
-from qbw_eval.engine.convolutions import Arithmetic
+from qbw_eval.engine.choose import Engine
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.networks.build import load_network
 from qbw_eval.quantization.bitwidths import common_options, quantized_layers
 
 IMAGES, CONFIGURATIONS = 10_000, 64
 _BATCH = 1000
+_PROBED_IMAGES = 2
 _CACHE = 10**9
 _NOISE = 0.1
 
@@ -52,32 +53,24 @@ class Differences:
 
 
 def class_differences(
-    network: nn.Module,
+    here: Engine,
+    there: Engine,
     images: Tensor,
     configurations: Sequence[BitwidthConfiguration],
     device: torch.device,
-    arithmetic: Arithmetic,
     *,
     batch_size: int = _BATCH,
 ) -> Differences:
-    """Run every configuration in integers on the CPU and on a device, and count.
+    """Run every configuration on the CPU and on a device, and count.
 
     Args:
-        network: on the CPU, in evaluation mode; a configuration's bits belong to its quantized layers as they come.
+        here: the engine on the CPU.
+        there: that of the same network on the device.
         images: (N, C, H, W) on the CPU.
         configurations: which.
-        device: the other device.
-        arithmetic: what convolves there.
+        device: the device.
         batch_size: images a forward pass.
-
-    Raises:
-        DeclinedError: the CPU or the device is none for integers, or the network.
     """
-    names, options = list(quantized_layers(network)), common_options(network)
-    probe = images[:batch_size]
-    here = IntegerEngine(network, names, probe, options, _CACHE)
-    moved = copy.deepcopy(network).to(device)
-    there = IntegerEngine(moved, names, probe.to(device), options, _CACHE, arithmetic=arithmetic)
     differences = Differences(of_configuration=[0] * len(configurations))
     for batch in torch.split(images, batch_size):
         expected = classes_of(here, batch, configurations)
@@ -87,28 +80,39 @@ def class_differences(
     return differences
 
 
+IntegersOn = Callable[[nn.Module, Sequence[str], Tensor, Sequence[int]], Engine]
+"""(network, layer names, a few samples, options) -> the engine that computes with integers where these are."""
+
+
 def demo_differences(
     path: Path,
     device: torch.device,
-    arithmetic: Arithmetic,
+    integers_on: IntegersOn,
     *,
     images: int = IMAGES,
     count: int = CONFIGURATIONS,
 ) -> Differences:
-    """Count for the demo's network and varied digits that it was not trained on.
+    """Count for the demo's network in integers and varied digits that it was not trained on.
 
     Args:
         path: a checkpoint of the demo.
-        device: as for `class_differences`.
-        arithmetic: likewise.
+        device: which.
+        integers_on: makes the engine there.
         images: how many.
         count: random configurations.
+
+    Raises:
+        DeclinedError: the CPU is none for integers.
     """
     checkpoint = read_checkpoint(path)
     network = load_network(checkpoint.experiment, checkpoint.state, "the demo's network")
     digits = varied(load_split(checkpoint.experiment.data, "validation").inputs, images, seed=0)
-    configurations = sample("iid", len(quantized_layers(network)), common_options(network), count, seed=0)
-    return class_differences(network, digits, configurations, device, arithmetic)
+    names, options = list(quantized_layers(network)), common_options(network)
+    here = IntegerEngine(network, names, digits[:_PROBED_IMAGES], options, _CACHE)
+    moved, probed = copy.deepcopy(network).to(device), digits[:_PROBED_IMAGES].to(device)
+    there = integers_on(moved, names, probed, options)
+    configurations = sample("iid", len(names), options, count, seed=0)
+    return class_differences(here, there, digits, configurations, device)
 
 
 def varied(images: Tensor, count: int, seed: int) -> Tensor:

@@ -52,7 +52,8 @@ class Effort:
         incremental: random configurations for the incremental engine where auto takes another.
         auto_sweep: whether auto sweeps too.
         gpu_ways: whether the forward in TF32 and the expert's loop are timed.
-        judged: engines that are held to the bounds of auto, whichever it takes.
+        judged: engines that are held to the bounds of auto, whichever it takes. They run once as they are timed before
+            that: what launches are recorded for depends on the configurations.
         failed: told of what could not be timed, and has no figures; None to raise.
     """
 
@@ -87,12 +88,12 @@ def engine_figures(prepared: Prepared, effort: Effort, bounds: Bounds) -> list[F
         timed[EXPERTS_LOOP] = Timed(action=prepared.experts_loop(few), units=len(few))
     for name in prepared.engines:
         of = drawn.get(name, configurations)
-        timed[name] = Timed(action=prepared.measuring(name, of), units=len(of), warm_up=prepared.measuring(name, warm))
+        warm_up = None if name in effort.judged else prepared.measuring(name, warm)
+        timed[name] = Timed(action=prepared.measuring(name, of), units=len(of), warm_up=warm_up)
     for name in dict.fromkeys(("incremental", *([prepared.auto] if effort.auto_sweep else []))):
         if name != "reference":
-            timed[_sweep(name)] = Timed(
-                action=prepared.measuring(name, sweep), units=len(sweep), warm_up=prepared.measuring(name, full_pass)
-            )
+            warm_up = None if name in effort.judged else prepared.measuring(name, full_pass)
+            timed[_sweep(name)] = Timed(action=prepared.measuring(name, sweep), units=len(sweep), warm_up=warm_up)
             timed[_full_pass(name)] = Timed(action=prepared.measuring(name, full_pass))
     if _has_floor(prepared):
         for_floor = configurations[:_FLOOR_CONFIGURATIONS]

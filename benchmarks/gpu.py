@@ -3,6 +3,7 @@
 Nothing that fails here, be it for want of memory, keeps the rest from being measured: a sentence says what failed.
 """
 
+import gc
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from traceback import extract_tb
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.ceilings import Ceilings, measured_ceilings
 from benchmarks.demo import train_demo
@@ -22,10 +24,12 @@ from benchmarks.figures import Figure
 from benchmarks.kernels import describe, launches_of, share_figures, worst_first
 from benchmarks.measurements import many_classes_figures, measurement_figures
 from benchmarks.memory import memory_figures
-from benchmarks.prepared import CACHE_BYTES, Prepared, prepare
+from benchmarks.prepared import CACHE_BYTES, Prepared, allowed_activations, prepare
 from benchmarks.timing import typical_seconds
 from benchmarks.workloads import GPU_WORKLOADS, Workload
+from qbw_eval.engine.choose import Engine, choose_engine
 from qbw_eval.engine.convolutions import Arithmetic
+from qbw_eval.engine.integer import DeclinedError
 
 BOUNDS = Bounds(loop=10, tf32=2, expert=1.5)
 _SHARE = 35.0
@@ -120,10 +124,27 @@ def _convolutions(prepared: Prepared, measured: Callable[[torch.device], Ceiling
 def _classes(device: torch.device) -> list[Figure]:
     """Return how many classes differ from the CPU's."""
     with tempfile.TemporaryDirectory() as folder:
-        differences = demo_differences(train_demo(Path(folder)), device, _triton_on(device))
+        differences = demo_differences(train_demo(Path(folder)), device, _integers_on)
     tell(f"{differences}; by configuration: {differences.of_configuration}")
     label = f"{IMAGES} varied digits, {CONFIGURATIONS} configurations of the demo's network"
     return [differences.figure(label, at_most=_DIFFERENCES)]
+
+
+def _integers_on(model: nn.Module, layer_names: Sequence[str], inputs: Tensor, options: Sequence[int]) -> Engine:
+    """Return the engine that `qbw-eval run --engine integer` takes on a device.
+
+    Raises:
+        DeclinedError: it takes another; says why.
+    """
+    choice = choose_engine(
+        *("integer", model, layer_names, inputs, options),
+        cache_bytes=CACHE_BYTES,
+        activation_bytes=allowed_activations(inputs.device),
+    )
+    tell(f"classes: {choice.engine.name}: {choice.reason}")
+    if choice.engine.name != "integer":
+        raise DeclinedError(choice.reason)
+    return choice.engine
 
 
 def _triton_on(device: torch.device) -> Arithmetic:
@@ -175,6 +196,7 @@ def _is_ours(filename: str) -> bool:
 
 def _give_memory_back() -> None:
     """Give what torch keeps of a GPU's memory back to it, so that whatever comes next finds it."""
+    gc.collect()  # engines refer to themselves
     torch.cuda.empty_cache()  # does nothing where there is no GPU
 
 

@@ -16,6 +16,7 @@ from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import Batch
 from qbw_eval.engine.choose import Engine, choose_engine
 from qbw_eval.evaluate import measure
+from qbw_eval.memory import MemoryBudget, free_memory
 from qbw_eval.networks.resnet import ResNet
 
 CACHE_BYTES = 2 * 1024**3
@@ -129,6 +130,11 @@ def tf32() -> Iterator[None]:
         convolutions.fp32_precision, products.fp32_precision = before
 
 
+def allowed_activations(device: torch.device) -> int:
+    """Return how many bytes of values live at once on a GPU, as `qbw-eval run` allows unless it is told otherwise."""
+    return MemoryBudget(free_memory(device) // 4).activations
+
+
 def prepare(workload: Workload, device: torch.device) -> Prepared:
     """Return a workload with every engine that runs on the device."""
     model = workload.model().to(device)
@@ -144,6 +150,7 @@ def prepare(workload: Workload, device: torch.device) -> Prepared:
             workload.options,
             cache_bytes=CACHE_BYTES,
             work=workload.work,
+            activation_bytes=allowed_activations(device),
         )
         return choice.engine, choice.reason
 

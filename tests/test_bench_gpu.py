@@ -22,7 +22,7 @@ from benchmarks.devices import Differences, class_differences, varied
 from benchmarks.engines import Bounds, Effort, engine_figures
 from benchmarks.experts_loop import ExpertsLoop
 from benchmarks.figures import Figure
-from benchmarks.gpu import effort_on_gpu, gpu_figures, tell_failure
+from benchmarks.gpu import _integers_on, effort_on_gpu, gpu_figures, tell_failure
 from benchmarks.kernels import Launch, describe, launches_of, share_figures
 from benchmarks.prepared import Prepared, tf32
 from benchmarks.timing import Timed, interleaved, typical_seconds
@@ -31,7 +31,7 @@ from qbw_eval.commands.device import allow_tf32
 from qbw_eval.configurations import sample
 from qbw_eval.data.batches import Batch
 from qbw_eval.engine.convolutions import Arithmetic, LayerConvolution, SplitOf
-from qbw_eval.engine.integer import IntegerEngine
+from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.passes import PLAIN
@@ -312,7 +312,7 @@ def test_every_convolution_of_a_forward_pass_is_timed_and_gives_what_it_gives():
 
 
 class Wrong(TritonArithmetic):
-    """1x1 convolutions give nothing."""
+    """Its 1x1 convolutions give nothing."""
 
     def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> LayerConvolution:  # type: ignore[override]
         right = super().of_layer(layer, split_of)
@@ -333,24 +333,38 @@ def two_layers() -> nn.Module:
 
 @ONEDNN_HERE
 def test_classes_that_differ_are_counted_configuration_by_configuration():
-    model, options = two_layers(), (2, 8)
+    model, names, options = two_layers(), ["0", "2"], (2, 8)
     images = torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2
     configurations = sample("iid", 2, options, 3, seed=0)
-    equal = class_differences(model, images, configurations, CPU, TritonArithmetic(CPU, MUCH), batch_size=4)
+    cpu = IntegerEngine(model, names, images, options, MUCH, PLAIN)
+    right, wrong = (
+        IntegerEngine(model, names, images, options, MUCH, arithmetic=arithmetic)
+        for arithmetic in (TritonArithmetic(CPU, MUCH), Wrong(CPU, MUCH))
+    )
+    equal = class_differences(cpu, right, images, configurations, CPU, batch_size=4)
     assert equal == Differences(samples=6, of_configuration=[0, 0, 0])
-    right = IntegerEngine(model, ["0", "2"], images, options, MUCH, PLAIN)
-    wrong = IntegerEngine(model, ["0", "2"], images, options, MUCH, arithmetic=Wrong(CPU, MUCH))
     expected = []
     with torch.no_grad():
         theirs = dict(wrong.logits(images, configurations))
-        for position, logits in sorted(dict(right.logits(images, configurations)).items()):
+        for position, logits in sorted(dict(cpu.logits(images, configurations)).items()):
             expected.append(sum(int(a.argmax() != b.argmax()) for a, b in zip(logits, theirs[position], strict=True)))
-    found = class_differences(model, images, configurations, CPU, Wrong(CPU, MUCH), batch_size=4)
+    found = class_differences(cpu, wrong, images, configurations, CPU, batch_size=4)
     assert found == Differences(samples=6, of_configuration=expected)
     assert sum(expected) > 0
     figure = found.figure("N", at_most=1)
     assert figure.value == pytest.approx(100_000 * sum(expected) / 18)
     assert (figure.figure, figure.is_met) == ("classes that differ between CPU and GPU, N", False)
+
+
+@ONEDNN_HERE
+def test_integers_are_those_of_a_run_or_there_are_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("qbw_eval.engine.choose.fastest_passes", lambda: PLAIN)
+    model, images = two_layers(), torch.rand(2, 3, 6, 6)
+    assert isinstance(_integers_on(model, ["0", "2"], images, (2, 8)), IntegerEngine)
+    with torch.no_grad():
+        model[2].weight.fill_(torch.nan)
+    with pytest.raises(DeclinedError, match="no integers: some of its logits are NaN"):
+        _integers_on(model, ["0", "2"], images, (2, 8))
 
 
 def test_varied_images_are_shifted_by_a_pixel_at_most(monkeypatch: pytest.MonkeyPatch):

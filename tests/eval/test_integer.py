@@ -576,8 +576,12 @@ def test_the_trained_network_sees_the_same_classes_by_triton(demo_checkpoint: Pa
         exc_type=ImportError,
     )
     cpu = torch.device("cpu")
-    arithmetic = triton_arithmetic.TritonArithmetic(cpu, MUCH)
-    found = demo_differences(demo_checkpoint, cpu, arithmetic, images=6, count=2)
+
+    def by_triton(network: nn.Module, names: Sequence[str], inputs: Tensor, options: Sequence[int]) -> IntegerEngine:
+        arithmetic = triton_arithmetic.TritonArithmetic(cpu, MUCH)
+        return IntegerEngine(network, names, inputs, options, MUCH, arithmetic=arithmetic)
+
+    found = demo_differences(demo_checkpoint, cpu, by_triton, images=6, count=2)
     assert found == Differences(samples=6, of_configuration=[0, 0])
 
 
