@@ -196,8 +196,9 @@ def _is_ours(filename: str) -> bool:
 
 def _give_memory_back() -> None:
     """Give what torch keeps of a GPU's memory back to it, so that whatever comes next finds it."""
-    gc.collect()  # engines refer to themselves
-    torch.cuda.empty_cache()  # does nothing where there is no GPU
+    if torch.cuda.is_initialized():
+        gc.collect()  # engines refer to themselves
+        torch.cuda.empty_cache()
 
 
 def tell(sentence: str) -> None:
