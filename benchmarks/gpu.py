@@ -196,7 +196,7 @@ def _is_ours(filename: str) -> bool:
 
 def _give_memory_back() -> None:
     """Give what torch keeps of a GPU's memory back to it, so that whatever comes next finds it."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         gc.collect()  # engines refer to themselves
         torch.cuda.empty_cache()
 

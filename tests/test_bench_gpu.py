@@ -36,6 +36,7 @@ from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.passes import PLAIN
 from qbw_eval.engine.reference import ReferenceEngine
+from qbw_eval.networks.resnet import Shape
 from qbw_eval.quantization.bitwidths import get_bitwidths
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers, QuantLinear
 
@@ -46,6 +47,12 @@ from qbw_eval.engine.triton_arithmetic import TritonArithmetic
 REPOSITORY = Path(__file__).parent.parent
 ONEDNN_HERE = pytest.mark.skipif(why_not_here() is not None, reason=f"no oneDNN to compare with: {why_not_here()}")
 MUCH = 10**8
+
+
+def small(**changes: object) -> Workload:
+    """Return a workload of five quantized layers; there is one of each kind."""
+    shape = Shape(blocks=(1, 1), stem="cifar")
+    return tiny(**{"shape": shape, "images": 2, "count": 2, "options": (2, 8), "pixels": 4, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +74,7 @@ def test_the_workloads_are_those_that_bounds_are_for():
 
 @pytest.mark.parametrize("activation", ["dorefa", "pact"])
 def test_in_float32_the_experts_loop_has_the_networks_logits_and_compiles_once(activation: str):
-    workload = tiny()
+    workload = small(images=10, options=(2, 4, 8))
     model, names = workload.model(), workload.table.names
     if activation == "pact":
         torch.manual_seed(1)
@@ -101,7 +108,7 @@ def test_in_bfloat16_it_has_them_as_nearly_as_8_significant_bits_allow():
 
 
 def test_it_counts_what_it_gets_right():
-    workload = tiny(images=30)
+    workload = small(images=30)
     loop = ExpertsLoop(workload.model(), workload.table.names, compiler="eager")
     images, labels = loop.images_for(workload.batch.inputs), workload.batch.labels
     configurations = workload.random_configurations()
@@ -198,10 +205,6 @@ def ready(workload: Workload, **changes: object) -> Prepared:
     return replace(made, **{"engines": {**made.engines, "integer": integer}, "compiler": "eager", **changes})  # type: ignore[arg-type]
 
 
-def small(**changes: object) -> Workload:
-    return tiny(**{"images": 2, "count": 2, "options": (2, 8), **changes})
-
-
 BOUNDS = Bounds(loop=10, tf32=2, expert=1.5)
 
 
@@ -279,7 +282,7 @@ def test_shares_are_all_operations_over_all_time():
 
 
 def test_every_convolution_of_a_forward_pass_is_timed_and_gives_what_it_gives():
-    workload = small(images=1, pixels=4)
+    workload = small(images=1)
     model = workload.model()
     times = itertools.count(1)
     results: list[Tensor] = []
@@ -390,7 +393,7 @@ def test_varied_images_are_shifted_by_a_pixel_at_most(monkeypatch: pytest.Monkey
 
 
 def test_a_run_goes_on_where_something_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    first, last = small(pixels=4), small(network="ResNet-50", pixels=4)
+    first, last = small(pixels=4), small(network="ResNet-50")
 
     def prepare(workload: Workload, _device: torch.device) -> Prepared:
         if workload is first:
