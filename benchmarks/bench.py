@@ -9,6 +9,7 @@ docs/performance.md says what each figure means.
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from benchmarks.workers import coordinator_figures, scaling_figures
 from benchmarks.workloads import HIGH_BITS, WORKLOADS, Workload
 from qbw_eval.commands.device import allow_tf32, choose_device
 from qbw_eval.memory import keep_freed_memory
+from schemas.errors import exit_code_of
 
 _ROUNDS, _FEW_ROUNDS = 7, 3
 _TRIALS = 250
@@ -148,4 +150,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of("bench", lambda: main(standalone_mode=False)))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.networks.resnet import Shape
 from qbw_eval.quantization.bitwidths import get_bitwidths
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers, QuantLinear
+from schemas.errors import exit_code_of
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gpu]'")
 
@@ -456,6 +458,35 @@ def test_a_gpus_run_measures_nothing_else(monkeypatch: pytest.MonkeyPatch):
     figures = [Figure(figure="a", values=[1], unit="x")]
     monkeypatch.setattr(benchmarks.bench, "gpu_figures", lambda *_given, **_named: iter([figures]))
     assert list(benchmarks.bench.measure_all(torch.device("cuda"), Effort(rounds=1), quick=False)) == [figures]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_a_sentence_says_so(capsys: pytest.CaptureFixture[str]):
+    assert exit_code_of("bench", lambda: benchmarks.bench.main(["--device", "cuda"], standalone_mode=False)) == 1
+    expected = "torch finds no CUDA GPU on this machine; use --device auto or cpu"
+    assert capsys.readouterr().err == f"bench: error: --device: 'cuda' asked for, but {expected}\n"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore")  # compilers have much to say, and it is not about what they make
+def test_on_a_gpu_nothing_of_it_fails(capsys: pytest.CaptureFixture[str]):
+    """All but the demo's network, which takes long to train."""
+    device = torch.device("cuda")
+    workloads = [small(images=64, options=(2, 4, 8)), small(network="ResNet-50", images=64, options=(2, 4, 8))]
+    ceilings = partial(measured_ceilings, sizes=(256, 512), copied_bytes=2**20)
+    effort = effort_on_gpu(Effort(rounds=1), 0.0, quick=False)
+    only = [workload.network for workload in workloads]
+    groups = list(gpu_figures(device, effort, quick=False, only=only, workloads=workloads, ceilings=ceilings))
+    names = [figure.figure for figures in groups for figure in figures]
+    told = capsys.readouterr().err
+    assert "no figures of" not in told, told
+    for way, below, workload in itertools.product(WAYS, ("auto", "integer"), workloads):
+        assert f"{way} / {below}, {workload.label}, 2 random configurations" in names
+    model, images = two_layers().to(device), torch.rand(6, 3, 6, 6)
+    there = _integers_on(model, ["0", "2"], images.to(device), (2, 8))
+    here = IntegerEngine(two_layers(), ["0", "2"], images, (2, 8), MUCH, PLAIN)
+    configurations = sample("iid", 2, (2, 8), 3, seed=0)
+    assert class_differences(here, there, images, configurations, device).of_configuration == [0, 0, 0]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
