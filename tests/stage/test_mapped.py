@@ -365,9 +365,6 @@ for path in sys.argv[1:]:
     watcher.start()
     split = load_split(DataSettings(source="tensors", validation=Path(path)), "validation")
     split.data_id()
-    for batch in batches_on(split, 500, torch.device("cpu")):
-        batch.inputs.sum()
-    split.narrow_bytes
     for batch in batches_on(split, 100, torch.device("cpu"), resident=False, narrow=True):
         batch.inputs.sum()
     done.set()
