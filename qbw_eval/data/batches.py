@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qbw_eval.data.lane import Lane
 from qbw_eval.data.narrow import Form, Narrow, as_it_is
+from qbw_eval.data.prefetch import Prefetcher
 from qbw_eval.data.split import Split
 from qbw_eval.data.streams import streams_of
 from qbw_eval.nested import for_each_tensor, samples, tensors_in
@@ -62,12 +62,12 @@ class SentBatches:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
-        lane = Lane(streams_of(self.device), _values_of(self.parts[0]))
-        lane.send(0, _values_of(self.parts[0]))
+        prefetcher = Prefetcher(streams_of(self.device), _values_of(self.parts[0]))
+        prefetcher.send(0, _values_of(self.parts[0]))
         for number, part in enumerate(self.parts):
-            tensors = [form.widened(values) for form, values in zip(self.forms, lane.take(number), strict=True)]
+            tensors = [form.widened(values) for form, values in zip(self.forms, prefetcher.take(number), strict=True)]
             if number + 1 < len(self.parts):
-                lane.send(number + 1, _values_of(self.parts[number + 1]))
+                prefetcher.send(number + 1, _values_of(self.parts[number + 1]))
             yield _batch_of(part, iter(tensors))
 
 

@@ -1,7 +1,7 @@
-"""The way to a device: streams that do their work whenever they like, and batches that arrive all the same.
+"""Batches on their way to a device whose streams work whenever they like: they arrive whole and in order.
 
 `Simulated` is a device whose streams are queues: nothing in them is done before it must be, or at once, or at random.
-A lane that does not wait for what it has to wait for would hand out other batches, and does where it is made to forget.
+A prefetcher that does not wait for what it has to wait for would hand out other batches; made to forget, it does.
 """
 
 import random
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qbw_eval.data.batches import SentBatches, batches_on
-from qbw_eval.data.lane import Lane
+from qbw_eval.data.prefetch import Prefetcher
 from qbw_eval.data.split import Split
 from qbw_eval.data.streams import Event, Stream, StreamsAtOnce, pinned, streams_of
 from qbw_eval.nested import tensors_in
@@ -128,20 +128,20 @@ def some_batches(count: int, size: int, last: int) -> list[list[Tensor]]:
     ]
 
 
-def through_a_lane(batches: list[list[Tensor]], device: Simulated) -> list[list[Tensor]]:
+def as_they_arrive(batches: list[list[Tensor]], device: Simulated) -> list[list[Tensor]]:
     """Return what whoever computes sees, whenever the device comes to it."""
     seen: list[list[Tensor]] = []
-    lane = Lane(device, batches[0])
+    prefetcher = Prefetcher(device, batches[0])
 
     def send(number: int) -> None:
         tensors = [tensor.clone() for tensor in batches[number]]
-        lane.send(number, tensors)
+        prefetcher.send(number, tensors)
         for tensor in tensors:  # which are the caller's again
             tensor.fill_(GARBAGE)
 
     send(0)
     for number in range(len(batches)):
-        taken = lane.take(number)
+        taken = prefetcher.take(number)
         if number + 1 < len(batches):
             send(number + 1)
         device.computing.do(lambda taken=taken: seen.append([tensor.clone() for tensor in taken]))
@@ -173,7 +173,7 @@ def test_batches_arrive_in_order_whenever_a_device_does_its_work(
 ) -> None:
     batches = some_batches(count, size, min(size, last))
     device = Simulated(seed, eager)
-    assert are_equal(through_a_lane(batches, device), batches)
+    assert are_equal(as_they_arrive(batches, device), batches)
     assert device.buffers == 2 * 2 * 2, "room for two batches of two tensors on either side, however many there are"
 
 
@@ -181,7 +181,7 @@ def test_batches_arrive_in_order_whenever_a_device_does_its_work(
 def test_whoever_does_not_wait_spoils_batches(forgets: str) -> None:
     batches = some_batches(7, 3, 2)
     right = [
-        are_equal(through_a_lane(batches, Simulated(seed, eager, forgets)), batches)
+        are_equal(as_they_arrive(batches, Simulated(seed, eager, forgets)), batches)
         for seed in range(5)
         for eager in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.5, 0.5))
     ]
@@ -189,20 +189,20 @@ def test_whoever_does_not_wait_spoils_batches(forgets: str) -> None:
 
 
 def test_memory_of_the_device_is_waited_for_before_the_first_copy() -> None:
-    """Work that was given before may still write there; a lane whose copies do not wait loses the very first batch."""
+    """Work that was given before may still write there; one whose copies do not wait loses the very first batch."""
     batches = some_batches(1, 2, 2)
     hasty = (1.0, 0.0)
-    assert are_equal(through_a_lane(batches, Simulated(0, hasty)), batches)
-    assert not are_equal(through_a_lane(batches, Simulated(0, hasty, forgets="copying")), batches)
+    assert are_equal(as_they_arrive(batches, Simulated(0, hasty)), batches)
+    assert not are_equal(as_they_arrive(batches, Simulated(0, hasty, forgets="copying")), batches)
 
 
 def test_the_host_is_at_most_three_batches_ahead() -> None:
     """A device that does nothing unasked is made to, or batches would pile up."""
     device, batches = Simulated(0, (0.0, 0.0)), some_batches(9, 1, 1)
-    lane, seen = Lane(device, batches[0]), []
+    prefetcher, seen = Prefetcher(device, batches[0]), []
     for number, batch in enumerate(batches):
-        lane.send(number, batch)
-        lane.take(number)
+        prefetcher.send(number, batch)
+        prefetcher.take(number)
         device.computing.do(lambda number=number: seen.append(number))
         assert number - len(seen) <= 3
     device.finish()
@@ -216,10 +216,10 @@ def test_the_cpu_does_all_at_once() -> None:
     streams = streams_of(CPU)
     assert isinstance(streams, StreamsAtOnce)
     batches = some_batches(4, 3, 1)
-    lane, taken = Lane(streams, batches[0]), []
+    prefetcher, taken = Prefetcher(streams, batches[0]), []
     for number, batch in enumerate(batches):
-        lane.send(number, batch)
-        taken.append(lane.take(number))
+        prefetcher.send(number, batch)
+        taken.append(prefetcher.take(number))
     assert are_equal(taken, batches), "what was taken stays as it is"
 
 

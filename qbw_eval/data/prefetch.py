@@ -1,12 +1,13 @@
-"""The way of batches to a device, with room for two: one is copied while the one before it is computed with.
+"""Batches on their way to a device, with room for two: one is copied while the one before it is computed with.
 
-Three have to wait, each for what happened two batches before:
+Three have to wait, and nobody else:
 
-    the host, before it fills memory        until it has been copied from
-    the copy, before it overwrites memory   until what lay there has been taken
-    whoever takes a batch                   until it has been copied
+    the host, before it fills memory again       until the batch before has been copied from there
+    the copy, before it overwrites memory        until the batch before has been taken from there
+    whoever computes, before a batch is taken    until it has been copied
 
-Nobody waits for what is computed with a batch: what is taken is a copy of its own, made on the device, which is fast.
+What is taken is a copy of its own, made on the device, which is fast: nobody waits until a batch has been computed with
+to use its memory again, and whoever keeps a batch may do so.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class _Slot:
     taken: Event
 
 
-class Lane:
+class Prefetcher:
     """Batches in the order of their numbers, each first sent and then taken; at most two have been sent and not taken.
 
     Args:
