@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from qbw_eval.data import narrow
 from qbw_eval.data.narrow import Cast, Narrow, Palette, as_it_is, bytes_in, form_of, narrowed
@@ -280,14 +280,14 @@ def test_a_first_piece_with_too_many_values_is_enough() -> None:
     assert form_of(endless) == Cast(torch.float32, torch.float32)
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchFunctionMode):
     """Notes the largest memory that an operation makes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.nbytes = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         theirs = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
         for made in result if isinstance(result, list | tuple) else [result]:
@@ -298,7 +298,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("halved", [False, True])
 def test_memory_beside_the_result_is_a_piece(halved: bool) -> None:
-    tensor = images(100)
+    tensor = images(400)
     if halved:
         tensor = torch.linspace(-1, 1, tensor.numel()).half().float().view(tensor.shape)
     with pieces_of(2**13), Largest() as deciding:
