@@ -20,7 +20,7 @@ import benchmarks.bench
 import benchmarks.gpu
 from benchmarks.ceilings import Ceilings, measured_ceilings
 from benchmarks.devices import Differences, class_differences, varied
-from benchmarks.engines import Bounds, Effort, engine_figures
+from benchmarks.engines import Bounds, Effort, _queued, engine_figures
 from benchmarks.experts_loop import ExpertsLoop
 from benchmarks.figures import Figure
 from benchmarks.gpu import _integers_on, effort_on_gpu, gpu_figures, tell_failure
@@ -194,6 +194,13 @@ def test_something_short_is_done_a_few_times():
 
 def fast_arithmetic(*_device: object) -> Arithmetic:
     return OnednnArithmetic(MUCH, PLAIN) if why_not_here() is None else TritonArithmetic(CPU, MUCH)
+
+
+def test_what_is_queued_is_waited_for_once_and_divided_by_how_often_it_ran():
+    runs = itertools.count()
+    timed = _queued(lambda: next(runs))
+    timed.action()
+    assert next(runs) == timed.units == 8
 
 
 WAYS = ["people's loop", "plain fp32 forward", "compiled TF32 forward", "compiled bf16 fake quantization"]
