@@ -11,7 +11,6 @@ from torch import nn
 from benchmarks.experts_loop import ExpertsLoop
 from benchmarks.peoples_loop import peoples_loop
 from benchmarks.workloads import Workload
-from qbw_eval.commands.device import allow_tf32
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import Batch
 from qbw_eval.engine.choose import Engine, choose_engine
@@ -120,14 +119,21 @@ class Prepared:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Let CUDA compute float32 products in TensorFloat-32 for a while, then as before."""
-    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # torch's hints lag behind
-    before = convolutions.fp32_precision, products.fp32_precision
-    allow_tf32(True)
+    """Let CUDA compute float32 products in TensorFloat-32 for a while, then as before.
+
+    Of products by the function for all of torch's backends: up to 2.12, compilers look at what only that sets as well,
+    and fail where the two differ (pytorch/pytorch#166387).
+    """
+    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # torch's hints lag behind
+    before = [backend.fp32_precision for backend in backends]
+    torch.set_float32_matmul_precision("high")
+    backends[0].fp32_precision = "tf32"
     try:
         yield
     finally:
-        convolutions.fp32_precision, products.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def allowed_activations(device: torch.device) -> int:

@@ -128,16 +128,22 @@ def precisions() -> tuple[str, str]:
     return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
 
 
+def precision_of_cpus() -> str:
+    return torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_tf32_is_allowed_for_a_while_whatever_happens_and_compiled_forwards_run(before: bool):
-    found = precisions()
+    found, of_cpus = precisions(), precision_of_cpus()
     try:
         allow_tf32(before)
         with contextlib.suppress(ZeroDivisionError), tf32():
             assert precisions() == ("tf32", "tf32")
+            assert torch.get_float32_matmul_precision() == "high"  # which compilers of torch 2.11 ask for
             assert torch.compile(lambda x: x @ x, backend="aot_eager")(torch.eye(2)).equal(torch.eye(2))
             precisions()[1 // 0]
         assert precisions() == (("tf32",) * 2 if before else ("ieee",) * 2)
+        assert precision_of_cpus() == of_cpus
     finally:
         torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = found  # type: ignore[attr-defined]
 
