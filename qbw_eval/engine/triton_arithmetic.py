@@ -1,7 +1,7 @@
 """Integers convolved by Triton: a bank of weights and a table of epilogues per layer; is it to be trusted at all?"""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.convolutions import Affine, SplitOf
 from qbw_eval.engine.packing import Split, split_weights
 from qbw_eval.engine.passes import PLAIN, Passes
-from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, Window, convolve, rounded, weight_bank
+from qbw_eval.engine.triton_kernels import Epilogues, Rounding, Tile, WeightBank, Window, convolve, rounded, weight_bank
+from qbw_eval.engine.tuning import Tuner, workload_of
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
 _MOST_BITS = 8
@@ -23,6 +24,7 @@ class TritonArithmetic:
     Args:
         device: a CUDA device; or the CPU, where Triton's interpreter does the same, slowly.
         cache_bytes: how much may be spent on banks of weights.
+        tuner: picks tiles; the device's own if left out.
     """
 
     passes = Passes(
@@ -31,8 +33,9 @@ class TritonArithmetic:
         levels_by_step=lambda x, step, largest: _levels(x, step, largest, Rounding.STEP),
     )
 
-    def __init__(self, device: torch.device, cache_bytes: int) -> None:
+    def __init__(self, device: torch.device, cache_bytes: int, tuner: Tuner | None = None) -> None:
         self.device = device
+        self._tuner = tuner or Tuner(device)
         self._banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]] = BoundedCache(cache_bytes)
 
     def why_not(self, devices: Sequence[torch.device]) -> str | None:
@@ -53,7 +56,7 @@ class TritonArithmetic:
 
     def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> "TritonConvolution":
         """Return what convolves for a layer."""
-        return TritonConvolution(layer, split_of, self.device, self._banks)
+        return TritonConvolution(layer, split_of, self.device, self._banks, self._tuner)
 
 
 def _levels(x: Tensor, unit: Tensor, largest: Tensor, rounding: Rounding) -> Tensor:
@@ -71,6 +74,7 @@ class TritonConvolution:
         split_of: its integer weights.
         device: where images are.
         banks: where banks are kept.
+        tuner: picks tiles.
     """
 
     def __init__(
@@ -79,11 +83,13 @@ class TritonConvolution:
         split_of: SplitOf,
         device: torch.device,
         banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]],
+        tuner: Tuner,
     ) -> None:
         self._layer = layer
         self._split_of = split_of
         self._device = device
         self._banks = banks
+        self._tuner = tuner
         self._ways: dict[tuple[Affine, tuple[float, float]], int] = {}
         self._epilogues = Epilogues(*(torch.empty(0, width, device=device) for width in (*[len(layer.weight)] * 2, 2)))
         self._choices: dict[tuple[int, int], Tensor] = {}
@@ -98,17 +104,24 @@ class TritonConvolution:
         other: Tensor | None,
         to: ActivationGrid | None,
     ) -> Tensor:
-        """Return what the protocol says, in one launch."""
+        """Return what the protocol says, in one launch; the first of its shape may be tuned before."""
         bank, bitwidths = self._banks.get(self._layer, self._bank)
-        return convolve(
-            images,
-            bank,
-            *self._way(affine, to, bitwidths.index(bits)),
-            window_of(self._layer),
-            relu=relu,
-            other=other,
-            rounding=_rounding_for(to, added=other is not None),
-        )
+        epilogues, choice = self._way(affine, to, bitwidths.index(bits))
+        window, rounding = window_of(self._layer), _rounding_for(to, added=other is not None)
+
+        def launch(samples: int, tile: Tile | None) -> Tensor:
+            added = None if other is None else other[:samples]
+            return convolve(
+                *(images[:samples], bank, epilogues, choice, window),
+                relu=relu,
+                other=added,
+                rounding=rounding,
+                tile=tile,
+            )
+
+        workload = workload_of(images, bank, window, relu=relu, added=other is not None, rounding=rounding)
+        tile = self._tuner.tile(workload, partial(launch, workload.samples)) if len(images) else None
+        return launch(len(images), tile)
 
     def _bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
         """Return the weights at every bitwidth that has integers, which bitwidths those are, and the bytes."""
@@ -160,14 +173,16 @@ def _rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
 def why_not_on(device: torch.device) -> str | None:
     """Return why the kernels cannot be trusted on a device, having tried them there; None where they can."""
     try:
-        exact = _exact(device, 255, 127, Rounding.NONE) and all(_exact(device, 255, 255, how) for how in Rounding)
+        exact = _exact(device, 255, 127, Rounding.NONE, Tile()) and all(
+            _exact(device, 255, 255, how) for how in Rounding
+        )
     except Exception as error:  # whatever a compiler, a driver or a device may say
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"Triton's convolution does not run on {device} ({text})"
     return None if exact else f"Triton's convolution of integers is not exact on {device}"
 
 
-def _exact(device: torch.device, activation: int, magnitude: int, rounding: Rounding) -> bool:
+def _exact(device: torch.device, activation: int, magnitude: int, rounding: Rounding, tile: Tile | None = None) -> bool:
     """Compare the largest sums, mixed ones, a border, and ties with what they must be."""
     x = torch.full((1, 48, 5, 5), activation, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     x[:, :, 2:, 1] = 1
@@ -188,6 +203,7 @@ def _exact(device: torch.device, activation: int, magnitude: int, rounding: Roun
         torch.zeros(2, dtype=torch.int32, device=device),
         window,
         rounding=rounding,
+        tile=tile,
     )
     sums = torch.nn.functional.conv2d(x.double(), weights.double(), stride=window.stride, padding=window.padding)
     value = sums.float() * 0.5 + 0.25
