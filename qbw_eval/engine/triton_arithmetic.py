@@ -12,6 +12,7 @@ from qbw_eval.engine.packing import Split, split_weights
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.triton_kernels import Epilogues, Rounding, Tile, WeightBank, Window, convolve, rounded, weight_bank
 from qbw_eval.engine.tuning import Tuner, workload_of
+from qbw_eval.quantization.bitwidths import restored
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
 _MOST_BITS = 8
@@ -94,6 +95,16 @@ class TritonConvolution:
         self._epilogues = Epilogues(*(torch.empty(0, width, device=device) for width in (*[len(layer.weight)] * 2, 2)))
         self._choices: dict[tuple[int, int], Tensor] = {}
 
+    @property
+    def bank(self) -> tuple[WeightBank, tuple[int, ...]]:
+        """The weights at every bitwidth that has integers, and which bitwidths those are."""
+        return self._banks.get(self._layer, self._make_bank)
+
+    @property
+    def epilogues(self) -> Epilogues:
+        """What follows the convolution in every way met so far; earlier ones keep their rows."""
+        return self._epilogues
+
     def __call__(
         self,
         images: Tensor,
@@ -104,35 +115,53 @@ class TritonConvolution:
         other: Tensor | None,
         to: ActivationGrid | None,
     ) -> Tensor:
-        """Return what the protocol says, in one launch; the first of its shape may be tuned before."""
-        bank, bitwidths = self._banks.get(self._layer, self._bank)
-        epilogues, choice = self._way(affine, to, bitwidths.index(bits))
-        window, rounding = window_of(self._layer), _rounding_for(to, added=other is not None)
+        """Return what the protocol says, in one launch."""
+        bank, bitwidths = self.bank
+        choice = bitwidths.index(bits), self.way(affine, to)
+        if choice not in self._choices:
+            self._choices[choice] = torch.tensor(choice, dtype=torch.int32, device=self._device)
+        return self.launch(
+            *(images, bank, self._epilogues, self._choices[choice]),
+            relu=relu,
+            other=other,
+            rounding=rounding_for(to, added=other is not None),
+        )
 
-        def launch(samples: int, tile: Tile | None) -> Tensor:
-            added = None if other is None else other[:samples]
-            return convolve(
-                *(images[:samples], bank, epilogues, choice, window),
-                relu=relu,
-                other=added,
-                rounding=rounding,
-                tile=tile,
-            )
-
+    def launch(
+        self,
+        images: Tensor,
+        bank: WeightBank,
+        epilogues: Epilogues,
+        choice: Tensor,
+        *,
+        relu: bool,
+        other: Tensor | None,
+        rounding: Rounding,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return what `triton_kernels.convolve` does, with the fastest tile; the first launch of its kind is tuned."""
+        window = window_of(self._layer)
+        convolved = partial(
+            convolve, bank=bank, epilogues=epilogues, choice=choice, window=window, relu=relu, rounding=rounding
+        )
         workload = workload_of(images, bank, window, relu=relu, added=other is not None, rounding=rounding)
-        tile = self._tuner.tile(workload, partial(launch, workload.samples)) if len(images) else None
-        return launch(len(images), tile)
 
-    def _bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
-        """Return the weights at every bitwidth that has integers, which bitwidths those are, and the bytes."""
-        found = {bits: self._split_of(bits) for bits in self._layer.bitwidth_options if bits <= _MOST_BITS}
+        def try_with(tile: Tile) -> Tensor:
+            few = workload.samples
+            return convolved(images[:few], other=None if other is None else other[:few], tile=tile)
+
+        return convolved(images, other=other, tile=self._tuner.tile(workload, try_with), out=out)
+
+    def _make_bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
+        with restored(self._layer):  # on the CPU it is the network's own, whose bits others may look at
+            found = {bits: self._split_of(bits) for bits in self._layer.bitwidth_options if bits <= _MOST_BITS}
         splits = {bits: split for bits, split in found.items() if isinstance(split, Split)}
         bank = weight_bank(list(splits.values()), self._device)
         return (bank, tuple(splits)), bank.size
 
-    def _way(self, affine: Affine, to: ActivationGrid | None, bank: int) -> tuple[Epilogues, Tensor]:
-        """Return the table of epilogues, which grows by what is new to it, and the choice of a bank and a row."""
-        limits = (0.0, 0.0) if to is None else (float(to.largest), to.unit if to.clipping is None else to.clipping)
+    def way(self, affine: Affine, to: ActivationGrid | None) -> int:
+        """Return the row of `epilogues` that leads to these values or levels; a new one where it is new."""
+        limits = limits_of(to)
         way = self._ways.setdefault((affine, limits), len(self._ways))
         if way == len(self._epilogues.scales):
             new = (affine.scale, affine.bias, torch.tensor(limits))
@@ -140,9 +169,12 @@ class TritonConvolution:
             self._epilogues = Epilogues(
                 *(torch.cat([rows, row.to(self._device)[None]]) for rows, row in zip(old, new, strict=True))
             )
-        if (bank, way) not in self._choices:
-            self._choices[bank, way] = torch.tensor([bank, way], dtype=torch.int32, device=self._device)
-        return self._epilogues, self._choices[bank, way]
+        return way
+
+
+def limits_of(to: ActivationGrid | None) -> tuple[float, float]:
+    """Return the row of `Epilogues.limits` that a grid needs."""
+    return (0.0, 0.0) if to is None else (float(to.largest), to.unit if to.clipping is None else to.clipping)
 
 
 def window_of(layer: QuantConv2d | QuantLinear) -> Window:
@@ -158,7 +190,8 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return vertical, horizontal
 
 
-def _rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
+def rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
+    """Return how a region's value is rounded to a grid; where nothing is added it is in units of the grid already."""
     if to is None:
         return Rounding.NONE
     if not added:

@@ -58,6 +58,9 @@ _MOST_VALUES = 2**24
 """Values that are computed while tuning; of larger workloads, that much. It keeps every multiprocessor busy for several
 programs in a row, and takes 64 MiB as float32."""
 
+WORTH = 2**28
+"""Multiply-accumulates: fewer take a GPU a few microseconds with any tile, and trying them would take longer."""
+
 _WARM_UP_MS, _TIMED_MS = 5, 20
 
 Launch = Callable[[], Tensor]
@@ -96,6 +99,11 @@ class Workload(NamedTuple):
     def pixels(self) -> int:
         """Places that the window takes."""
         return self.samples * math.prod(self.window.over(self.height, self.width))
+
+    @property
+    def work(self) -> int:
+        """Multiply-accumulates."""
+        return self.pixels * self.outputs * self.channels * math.prod(self.window.kernel)
 
     @property
     def name(self) -> str:
@@ -198,12 +206,14 @@ class Bench:
         capturing: whether launches are recorded at the moment, not run.
         hopper: whether the device is of compute capability 9.
         file: where tiles are kept.
+        worth: from how many multiply-accumulates on a workload is tuned.
     """
 
     seconds: Callable[[Launch], float]
     capturing: Callable[[], bool]
     hopper: bool
     file: TileFile
+    worth: int = WORTH
 
 
 class Tuner:
@@ -220,7 +230,7 @@ class Tuner:
         self._tiles: dict[Workload, Tile] = {}
 
     def tile(self, workload: Workload, launch: Callable[[Tile], Tensor]) -> Tile | None:
-        """Return the fastest tile, or None for what is thought best where nothing can be tuned.
+        """Return the fastest tile, or None for what is thought best where nothing can be tuned or nothing is gained.
 
         Args:
             workload: the convolution.
@@ -231,7 +241,7 @@ class Tuner:
         """
         if workload not in self._tiles:
             bench = self._bench or bench_on(self._device)
-            if bench is None or bench.capturing():
+            if bench is None or workload.work < bench.worth or bench.capturing():
                 return None
             self._tiles[workload] = _kept(workload, bench) or self._tuned(workload, launch, bench)
         return self._tiles[workload]
