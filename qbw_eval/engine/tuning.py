@@ -78,7 +78,7 @@ class Workload(NamedTuple):
     """What a tile is tuned for.
 
     Attributes:
-        samples: images, rounded up to a power of 2, and no more than `_MOST_VALUES` take.
+        samples: images, rounded up to a power of 2, but no more than `_MOST_VALUES` allow.
         channels, height, width: of the images.
         outputs, window, wide: of the weights.
         relu, added, rounding: what follows.
@@ -124,8 +124,8 @@ def workload_of(
     """Return the workload of a convolution; see `triton_kernels.convolve`."""
     samples, channels, height, width = images.shape
     outputs = bank.weights.shape[1]
-    values = max(1, outputs * math.prod(window.over(height, width)))
-    samples = min(_power_of_2(samples), _power_of_2(_MOST_VALUES // values))
+    most = max(1, _MOST_VALUES // max(1, outputs * math.prod(window.over(height, width))))
+    samples = min(_power_of_2(samples), 2 ** (most.bit_length() - 1))
     return Workload(samples, channels, height, width, outputs, window, bank.wide, relu, added, rounding)
 
 
