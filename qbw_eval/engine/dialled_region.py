@@ -131,7 +131,7 @@ class DialledRegion:
     def held_bytes(self) -> int:
         """Bytes of weights that are held for as long as this lives."""
         integers = [form.integers for form in self._forms.values()]
-        floats = 0 if all(integers) else self._float_weights.nbytes
+        floats = 0 if all(integers) else len(self._options) * self._layer.weight.nbytes
         return floats + (self._bank[0].size if any(integers) else 0)
 
     def _in_integers(

@@ -148,15 +148,17 @@ class Replay:
         """
         plan = self._plan(configurations)
         key = _key(plan, batch)
-        if key not in self._counts:
+        if key not in self._counts and len(configurations) >= 2 * max(LANES):  # with fewer there is little to measure
             self._counts[key] = self._best_count(batch, plan)
-        yield from self._drive(self._prepared(batch, plan, min(self._counts[key], len(configurations))))
+        count = min(self._counts.get(key, 1), len(configurations))
+        yield from self._drive(self._prepared(batch, plan, count))
 
     def bytes_for(self, batch: Sequence[Tensor], configurations: Sequence[BitwidthConfiguration]) -> int:
         """Return what the values of one lane take for such a batch."""
-        for _ in self.walk(batch, configurations):
-            pass
-        return self._tracks[_key(self._plan(configurations), batch)][0].size
+        plan = self._plan(configurations)
+        assert not isinstance(plan.forms, str)
+        (course,) = _courses(self._program, plan.configurations[:1], 1, self._device)
+        return _Track(self._program, _Places(self._new_lane()), batch, plan.forms, course.dials[0]).size
 
     def _plan(self, configurations: Sequence[BitwidthConfiguration]) -> _Plan:
         """Return the plan, which is the same for every batch."""
@@ -187,18 +189,19 @@ class Replay:
 
     def _best_count(self, batch: Sequence[Tensor], plan: _Plan) -> int:
         """Return how many lanes are worth their memory."""
-        size = self._prepared(batch, plan, 1)[0][0].size
         if self._seconds is None:
             return 1
-        most = min(self._most_bytes // max(1, size), len(plan.configurations) // 2)
+        affordable = self._most_bytes // max(1, self._prepared(batch, plan, 1)[0][0].size)
         best, fastest = 1, float("inf")
         for count in LANES:
-            if count == 1 or count <= most:
+            if count == 1 or count <= affordable:
                 pairs = self._prepared(batch, plan, count)
+                _exhaust(self._drive(pairs, _TRIED))  # what is replayed for the first time takes longer
                 taken = self._seconds(partial(_exhaust, self._drive(pairs, _TRIED)))
                 if taken < _WORTH * fastest:
                     best, fastest = count, taken
         del self._tracks[_key(plan, batch)][best:]
+        del self._lanes[max([best, *self._counts.values()]) :]
         return best
 
     # --- the walk itself --------------------------------------------------------------------------------------------

@@ -110,19 +110,23 @@ def programs(draw: st.DrawFn) -> Drawn:
             dialled=last,
         )
     )
-    each = draw(st.lists(st.tuples(*[st.integers(0, 3)] * layers), min_size=1, max_size=8))
+    each = draw(st.lists(st.tuples(*[st.integers(0, 3)] * layers), min_size=1, max_size=9))
     return Drawn(Program(operations), configurations_of(*each))
 
 
 @given(drawn=programs(), lanes=st.integers(1, 3), most=st.sampled_from([1, 64]))
 @settings(max_examples=60, deadline=None)
 def test_random_programs_are_replayed_as_they_are_walked(drawn: Drawn, lanes: int, most: int) -> None:
-    """Whatever is read by whom, on any number of lanes, however many recordings there may be; batch after batch."""
+    """Whatever is read by whom, on any number of lanes, however many recordings there may be; batch after batch.
+
+    The reference configuration comes before the others, as it does in an evaluation.
+    """
     tapes: list[Tape] = []
-    replayed = replay_of(drawn.program, tapes, favouring(lanes))
+    replayed, first = replay_of(drawn.program, tapes, favouring(lanes)), drawn.configurations[:1]
     with mock.patch.object(replay, "MOST_RECORDINGS", most), mock.patch.object(replay, "LANES", (1, 2, 3)):
         for samples, seed in ((3, 0), (2, 1), (3, 2)):
             batch = (torch.randn(samples, 4, generator=torch.Generator().manual_seed(seed)),)
+            assert len(list(replayed.walk(batch, first))) == 1
             steps = drawn.program.plan(drawn.configurations)
             expected = dict(drawn.program.walk(batch, drawn.configurations, steps))
             found = list(replayed.walk(batch, drawn.configurations))
@@ -186,13 +190,25 @@ def test_lanes_that_save_nothing_are_not_taken() -> None:
     assert [tape.replays - count for tape, count in zip(tapes, before, strict=True)] == [8, 0, 0, 0]
 
 
+def test_lanes_that_save_time_share_the_configurations() -> None:
+    tapes: list[Tape] = []
+    configurations = configurations_of(*((bits,) for bits in range(8)))
+    replayed = replay_of(chain(Looked(0)), tapes, favouring(2))
+    list(replayed.walk((torch.ones(2, 2),), configurations))
+    before = [tape.replays for tape in tapes]
+    list(replayed.walk((torch.ones(2, 2),), configurations))
+    assert [tape.replays - count for tape, count in zip(tapes, before, strict=True)] == [4, 4, 0, 0]
+
+
 def test_lanes_beyond_the_memory_allowed_are_not_tried() -> None:
     tapes: list[Tape] = []
     configurations = configurations_of(*((bits,) for bits in range(8)))
     replayed = Replay(chain(Looked(0)), CPU, partial(new_tape, tapes), 2 * 2 * 2 * 4, favouring(4))
-    list(replayed.walk((torch.ones(2, 2),), configurations))
-    assert len(tapes) == 2
     assert replayed.bytes_for((torch.ones(2, 2),), configurations) == 2 * 2 * 4
+    tapes.clear()
+    for chunk in (configurations[:1], configurations):  # one configuration alone says nothing about lanes
+        list(replayed.walk((torch.ones(2, 2),), chunk))
+    assert len(tapes) == 2
 
 
 def test_what_is_launched_differently_at_other_bits_is_refused_in_words() -> None:
