@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,11 +122,17 @@ def workload_of(
     images: Tensor, bank: WeightBank, window: Window, *, relu: bool, added: bool, rounding: Rounding
 ) -> Workload:
     """Return the workload of a convolution; see `triton_kernels.convolve`."""
-    samples, channels, height, width = images.shape
-    outputs = bank.weights.shape[1]
+    return _workload(images.shape, bank.weights.shape[1], window, bank.wide, relu, added, rounding)
+
+
+@lru_cache(maxsize=1024)  # every launch asks
+def _workload(
+    shape: torch.Size, outputs: int, window: Window, wide: bool, relu: bool, added: bool, rounding: Rounding
+) -> Workload:
+    samples, channels, height, width = shape
     most = max(1, _MOST_VALUES // max(1, outputs * math.prod(window.over(height, width))))
     samples = min(_power_of_2(samples), 2 ** (most.bit_length() - 1))
-    return Workload(samples, channels, height, width, outputs, window, bank.wide, relu, added, rounding)
+    return Workload(samples, channels, height, width, outputs, window, wide, relu, added, rounding)
 
 
 def candidates(workload: Workload, *, hopper: bool) -> list[Tile]:

@@ -341,6 +341,7 @@ def test_the_cpu_tunes_nothing() -> None:
 def test_a_tuned_network_has_the_bits_of_an_untuned_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every workload is timed once, some on one of two images; the last candidates are the fastest."""
     monkeypatch.setattr(tuning, "_MOST_VALUES", 2**9)
+    monkeypatch.setattr(tuning, "_workload", tuning._workload.__wrapped__)  # which remembers nothing of it
     quantizers = Quantizers(options=(2, 8), activation="pact", switchable=True)
     network = ResNet(Shape(blocks=(1, 1), stem="cifar"), quantizers, width=20, in_channels=3, num_classes=4).eval()
     randomize(network, 3)
