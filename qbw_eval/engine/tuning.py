@@ -6,8 +6,8 @@ larger than it. No tile changes a bit of the result; one that does on this devic
 compile or fit. Nothing is timed while launches are only recorded into a CUDA graph: what is to be captured runs once
 before. The CPU's interpreter has no tiles to choose from.
 
-Triton's own autotuner can keep its results on disk, too. It tunes inside captures, for every number of samples anew,
-and believes the file.
+Triton's own autotuner can keep its results on disk, too. It would tune inside a capture, does not compare results, and
+believes its files.
 """
 
 import hashlib
