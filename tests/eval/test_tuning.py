@@ -126,7 +126,9 @@ def test_candidates_fit_into_registers_and_shared_memory() -> None:
 
 
 def test_candidates_that_leave_a_gpu_idle_or_cut_too_finely_are_left_out() -> None:
-    for work in (STAGE, WIDE):
+    last = STAGE._replace(samples=4, height=16, width=16, channels=512, outputs=512)  # 64 programs, untuned
+    assert Tile(128, 128, 128, 8, 3) not in candidates(last, hopper=False)
+    for work in (STAGE, WIDE, last):
         for tile in candidates(work, hopper=True)[1:]:
             assert 64 <= -(-work.pixels // tile.pixels) * -(-work.outputs // tile.outputs) <= 4096
     few = STAGE._replace(samples=1, height=7, width=7)  # 49 pixels, 64 outputs: any larger tile would be one program
@@ -317,6 +319,8 @@ def test_what_takes_microseconds_is_not_tuned(tmp_path: Path) -> None:
     clock = Clock(tmp_path, worth=STAGE.work + 1)
     assert Tuner(CPU, clock.bench).tile(STAGE, clock.launch) is None
     assert clock.tried == []
+    clock = Clock(tmp_path, worth=STAGE.work)
+    assert Tuner(CPU, clock.bench).tile(STAGE, clock.launch) is not None
 
 
 def test_a_tile_that_gives_other_bits_is_left_out(tmp_path: Path) -> None:
@@ -498,6 +502,8 @@ def add_tiles(folder: Path, writer: int, count: int) -> None:
         TileFile(folder, IDENTITY).merge(tiles)
 
 
+# Python 3.12 warns of forking where threads are; these children compute nothing; importing torch anew takes seconds.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_processes_never_leave_half_a_file(tmp_path: Path) -> None:
     """Whoever writes last leaves all of its own tiles; what a reader meets meanwhile is whole."""
     context = multiprocessing.get_context("fork")
