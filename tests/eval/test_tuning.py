@@ -190,14 +190,15 @@ def test_there_are_tiles_of_every_kind() -> None:
 
 
 def test_the_largest_candidate_keeps_its_sums_in_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """128 a thread, without what would be added; on other devices they do not fit, whether added to or not."""
+    """128 a thread, where nothing is added; on 8.0 as many do not fit even then."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     largest = Tile(128, 256, 128, 8, 3)
     unadded = WIDE._replace(added=False)
     assert largest in candidates(unadded, hopper=True)
     assert compiled_for(90, Rounding.NONE, largest, added=False).registers()[1] == 0
     assert largest not in candidates(unadded, hopper=False)
-    assert compiled_for(80, Rounding.NONE, largest, added=False).registers()[1] > 0
+    as_many = Tile(128, 128, 64, 4, 3)
+    assert compiled_for(80, Rounding.NONE, as_many, added=False).registers()[1] > 0
 
 
 # --- which tile is taken --------------------------------------------------------------------------------------------
@@ -350,7 +351,7 @@ def test_a_tuned_network_has_the_bits_of_an_untuned_one(tmp_path: Path, monkeypa
     network = ResNet(Shape(blocks=(1, 1), stem="cifar"), quantizers, width=20, in_channels=3, num_classes=4).eval()
     randomize(network, 3)
     x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    configurations = configurations_of((2, 8, 2, 8, 2), (8, 2, 8, 2, 8))
+    configurations = configurations_of((2, 8, 2, 8, 2))
     timed: list[Callable[[], Tensor]] = []
 
     def seconds(launch: Callable[[], Tensor]) -> float:
