@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from qbw_eval.engine.integer_region import IntegerRegion
 from qbw_eval.engine.passes import PLAIN, rows_of, shaped
-from qbw_eval.engine.triton_arithmetic import TritonConvolution, limits_of, rounding_for, window_of
-from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, convolve, rounded
+from qbw_eval.engine.triton_arithmetic import TritonConvolution, limits_of, rounding_for
+from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, rounded
 from qbw_eval.engine.walk import Bits, UnreplayableError
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, SwitchableBatchNorm2d
@@ -140,12 +140,8 @@ class DialledRegion:
         region = self._region
         if others and (others[0].dtype, others[0].shape) != (torch.float32, region.shape_for(x)):
             raise UnreplayableError("it adds values of another shape or kind")
-        y = convolve(
-            region.as_images(x),
-            self._bank[0],
-            self._epilogues,
-            dial,
-            window_of(self._layer),
+        y = self._convolution.launch(
+            *(region.as_images(x), self._bank[0], self._epilogues, dial),
             relu=region.region.relu,
             other=region.as_images(others[0]) if others else None,
             rounding=form.result,

@@ -1,7 +1,7 @@
 """Integers convolved by Triton: a bank of weights and a table of epilogues per layer; is it to be trusted at all?"""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.convolutions import Affine, SplitOf
 from qbw_eval.engine.packing import Split, split_weights
 from qbw_eval.engine.passes import PLAIN, Passes
-from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, Window, convolve, rounded, weight_bank
+from qbw_eval.engine.triton_kernels import Epilogues, Rounding, Tile, WeightBank, Window, convolve, rounded, weight_bank
+from qbw_eval.engine.tuning import Tuner, workload_of
 from qbw_eval.quantization.bitwidths import restored
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
@@ -24,6 +25,7 @@ class TritonArithmetic:
     Args:
         device: a CUDA device; or the CPU, where Triton's interpreter does the same, slowly.
         cache_bytes: how much may be spent on banks of weights.
+        tuner: picks tiles; the device's own if left out.
     """
 
     passes = Passes(
@@ -32,8 +34,9 @@ class TritonArithmetic:
         levels_by_step=lambda x, step, largest: _levels(x, step, largest, Rounding.STEP),
     )
 
-    def __init__(self, device: torch.device, cache_bytes: int) -> None:
+    def __init__(self, device: torch.device, cache_bytes: int, tuner: Tuner | None = None) -> None:
         self.device = device
+        self._tuner = tuner or Tuner(device)
         self._banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]] = BoundedCache(cache_bytes)
 
     def why_not(self, devices: Sequence[torch.device]) -> str | None:
@@ -54,7 +57,7 @@ class TritonArithmetic:
 
     def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> "TritonConvolution":
         """Return what convolves for a layer."""
-        return TritonConvolution(layer, split_of, self.device, self._banks)
+        return TritonConvolution(layer, split_of, self.device, self._banks, self._tuner)
 
 
 def _levels(x: Tensor, unit: Tensor, largest: Tensor, rounding: Rounding) -> Tensor:
@@ -72,6 +75,7 @@ class TritonConvolution:
         split_of: its integer weights.
         device: where images are.
         banks: where banks are kept.
+        tuner: picks tiles.
     """
 
     def __init__(
@@ -80,11 +84,13 @@ class TritonConvolution:
         split_of: SplitOf,
         device: torch.device,
         banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]],
+        tuner: Tuner,
     ) -> None:
         self._layer = layer
         self._split_of = split_of
         self._device = device
         self._banks = banks
+        self._tuner = tuner
         self._ways: dict[tuple[Affine, tuple[float, float]], int] = {}
         self._epilogues = Epilogues(*(torch.empty(0, width, device=device) for width in (*[len(layer.weight)] * 2, 2)))
         self._choices: dict[tuple[int, int], Tensor] = {}
@@ -114,16 +120,37 @@ class TritonConvolution:
         choice = bitwidths.index(bits), self.way(affine, to)
         if choice not in self._choices:
             self._choices[choice] = torch.tensor(choice, dtype=torch.int32, device=self._device)
-        return convolve(
-            images,
-            bank,
-            self._epilogues,
-            self._choices[choice],
-            window_of(self._layer),
+        return self.launch(
+            *(images, bank, self._epilogues, self._choices[choice]),
             relu=relu,
             other=other,
             rounding=rounding_for(to, added=other is not None),
         )
+
+    def launch(
+        self,
+        images: Tensor,
+        bank: WeightBank,
+        epilogues: Epilogues,
+        choice: Tensor,
+        *,
+        relu: bool,
+        other: Tensor | None,
+        rounding: Rounding,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return what `triton_kernels.convolve` does, with the fastest tile; the first launch of its kind is tuned."""
+        window = window_of(self._layer)
+        convolved = partial(
+            convolve, bank=bank, epilogues=epilogues, choice=choice, window=window, relu=relu, rounding=rounding
+        )
+        workload = workload_of(images, bank, window, relu=relu, added=other is not None, rounding=rounding)
+
+        def try_with(tile: Tile) -> Tensor:
+            few = workload.samples
+            return convolved(images[:few], other=None if other is None else other[:few], tile=tile)
+
+        return convolved(images, other=other, tile=self._tuner.tile(workload, try_with), out=out)
 
     def _make_bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
         with restored(self._layer):  # on the CPU it is the network's own, whose bits others may look at
@@ -179,14 +206,16 @@ def rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
 def why_not_on(device: torch.device) -> str | None:
     """Return why the kernels cannot be trusted on a device, having tried them there; None where they can."""
     try:
-        exact = _exact(device, 255, 127, Rounding.NONE) and all(_exact(device, 255, 255, how) for how in Rounding)
+        exact = _exact(device, 255, 127, Rounding.NONE, Tile()) and all(
+            _exact(device, 255, 255, how) for how in Rounding
+        )
     except Exception as error:  # whatever a compiler, a driver or a device may say
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"Triton's convolution does not run on {device} ({text})"
     return None if exact else f"Triton's convolution of integers is not exact on {device}"
 
 
-def _exact(device: torch.device, activation: int, magnitude: int, rounding: Rounding) -> bool:
+def _exact(device: torch.device, activation: int, magnitude: int, rounding: Rounding, tile: Tile | None = None) -> bool:
     """Compare the largest sums, mixed ones, a border, and ties with what they must be."""
     x = torch.full((1, 48, 5, 5), activation, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     x[:, :, 2:, 1] = 1
@@ -207,6 +236,7 @@ def _exact(device: torch.device, activation: int, magnitude: int, rounding: Roun
         torch.zeros(2, dtype=torch.int32, device=device),
         window,
         rounding=rounding,
+        tile=tile,
     )
     sums = torch.nn.functional.conv2d(x.double(), weights.double(), stride=window.stride, padding=window.padding)
     value = sums.float() * 0.5 + 0.25

@@ -1,17 +1,18 @@
-"""What only a GPU can show: the kernels' sums, the CPU's bits, captured graphs, streams, and that nothing waits.
+"""What only a GPU can show: sums, the CPU's bits, captured graphs, streams, tuning, and that nothing waits.
 
 Everything here is skipped where there is no CUDA device; what it relies on is tested without one (`test_triton`,
-`test_replay`).
+`test_replay`, `test_tuning`).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from random_networks import layer_names_of, randomize
-from torch import nn
+from torch import Tensor, nn
 
 from qbw_eval.configurations import sample
 from qbw_eval.data.batches import Batch
@@ -29,6 +30,19 @@ pytestmark = [
     pytest.mark.skipif(why_not_here() is not None, reason=f"no oneDNN to compare with: {why_not_here()}"),
 ]
 pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gpu]'")
+
+from triton.runtime.errors import OutOfResources  # noqa: E402 - they need Triton
+
+from qbw_eval.engine.packing import split_weights  # noqa: E402
+from qbw_eval.engine.triton_kernels import (  # noqa: E402
+    Epilogues,
+    Rounding,
+    Tile,
+    Window,
+    convolve,
+    weight_bank,
+)
+from qbw_eval.engine.tuning import Tuner, bench_on, candidates, workload_of  # noqa: E402
 
 GPU = torch.device("cuda", 0)
 OPTIONS = (2, 4, 8)
@@ -108,3 +122,43 @@ def test_inside_a_chunk_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("qbw_eval.engine.tally.Tally.finish", partial(id))
     with nothing_may_wait():
         measure(engine, data, configurations, reference)
+
+
+@pytest.mark.parametrize("rounding", [Rounding.NONE, Rounding.SCALED])
+def test_tiles_are_tuned_and_kept_and_change_no_bit(
+    rounding: Rounding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QBW_CACHE_DIR", str(tmp_path))
+    bench_on.cache_clear()
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (64, 128, 28, 28), generator=generator, dtype=torch.uint8).to(GPU)
+    images = images.contiguous(memory_format=torch.channels_last)
+    weights = (torch.randint(-128, 128, (256, 128, 3, 3), generator=generator) * 2 + 1).int()
+    split = split_weights(weights, 255, pairs_saturate=False)
+    assert split is not None
+    bank, window = weight_bank([split], GPU), Window((3, 3), padding=(1, 1))
+    scales, biases, limits = torch.full((1, 256), 2.0**-16), torch.ones(1, 256), torch.tensor([[255.0, 0.0]])
+    epilogues = Epilogues(*(table.to(GPU) for table in (scales, biases, limits)))
+    choice = torch.zeros(2, dtype=torch.int32, device=GPU)
+
+    def launch(tile: Tile) -> Tensor:
+        return convolve(images, bank, epilogues, choice, window, relu=True, rounding=rounding, tile=tile)
+
+    def fail(tile: Tile) -> Tensor:
+        raise AssertionError(f"{tile} was tried again")
+
+    work = workload_of(images, bank, window, relu=True, added=False, rounding=rounding)
+    tiles = candidates(work, hopper=torch.cuda.get_device_capability(GPU)[0] == 9)
+    tuned = Tuner(GPU).tile(work, launch)
+    assert tuned in tiles
+    assert Tuner(GPU).tile(work, fail) == tuned, "from the file"
+    expected, ran = launch(tiles[0]), 0
+    for tile in tiles:
+        try:
+            found = launch(tile)
+        except OutOfResources:
+            continue
+        assert torch.equal(found, expected), tile
+        ran += 1
+    assert ran > 1
+    bench_on.cache_clear()

@@ -26,15 +26,14 @@ from qbw_eval.quantization.layers import QuantConv2d, Quantizers, QuantLinear, S
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gpu]'")
 
-from qbw_eval.engine import triton_arithmetic  # noqa: E402 - they need Triton
+from benchmarks.tiles import PROGRAMS, compiled_for  # noqa: E402 - they need Triton
+from qbw_eval.engine import triton_arithmetic  # noqa: E402
 from qbw_eval.engine.triton_arithmetic import TritonArithmetic, why_not_on  # noqa: E402
 from qbw_eval.engine.triton_kernels import (  # noqa: E402
-    EXACT,
     Epilogues,
     Rounding,
     Tile,
     Window,
-    _convolution,
     convolve,
     rounded,
     weight_bank,
@@ -452,35 +451,6 @@ def test_what_is_asked_for_on_a_gpu_is_triton_and_says_that_it_was_never_measure
 # --- what a GPU would run -------------------------------------------------------------------------------------------
 
 
-def compiled_for(capability: int, rounding: Rounding) -> dict[str, bytes]:
-    """Compile the kernel with everything in it; no GPU is asked."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = triton.jit(_convolution)
-    pointers = ("u8", "i8", "i32", "i32", "fp32", "fp32", "fp32", "fp32", "u8", "i32")
-    signature = {
-        name: f"*{pointers[number]}" if number < len(pointers) else "i32"
-        for number, name in enumerate(kernel.arg_names)
-        if name.islower()
-    }
-    geometry = (3, 3, 1, 1, 1, 1, 1, 1)
-    tile = Tile()
-    settings = (*geometry, True, True, True, int(rounding), tile.pixels, tile.outputs, tile.channels)
-    names = [name for name in kernel.arg_names if name.isupper()]
-    constants = {(kernel.arg_names.index(name),): value for name, value in zip(names, settings, strict=True)}
-    aligned = [*range(len(pointers)), *(kernel.arg_names.index(name) for name in ("channels", "outputs"))]
-    source = ASTSource(
-        kernel,
-        signature | dict.fromkeys(names, "constexpr"),
-        constexprs=constants,
-        attrs={(number,): [["tt.divisibility", 16]] for number in aligned},  # as a launch finds out by itself
-    )
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, **EXACT}
-    assembly: dict[str, bytes] = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
-    return assembly
-
-
 @pytest.mark.parametrize(
     ("capability", "tensor_core"), [(80, r"mma\.sync\S*\.s32\.s8\.s8\.s32"), (90, r"wgmma\S*\.s32\.s8\.s8")]
 )
@@ -489,13 +459,12 @@ def test_compiled_for_a_gpu_it_multiplies_int8_and_contracts_nothing(
 ) -> None:
     """In PTX, where division is one correctly rounded instruction; and, without one, in the machine's own language."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ptx = str(compiled_for(capability, Rounding.CLIPPING)["ptx"])
+    ptx = compiled_for(capability, Rounding.CLIPPING).ptx
     assert re.search(tensor_core, ptx)
     floats = set(re.findall(r"\b((?:fma|mad|mul|add|sub|div|rcp|max|min)\.\S*f32)\b", ptx))
     assert floats == {"mul.rn.f32", "add.rn.f32", "div.rn.f32", "max.NaN.f32", "max.f32", "min.f32"}, "no fma, no .ftz"
     cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled_for(capability, Rounding.SCALED)["cubin"])
-    disassembler = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
-    code = subprocess.run([disassembler, cubin], capture_output=True, text=True, check=True).stdout
+    cubin.write_bytes(compiled_for(capability, Rounding.SCALED).cubin)
+    code = subprocess.run([PROGRAMS / "nvdisasm", cubin], capture_output=True, text=True, check=True).stdout
     assert len(re.findall(r"\bFMUL\b", code)) >= 64, "one for each value of a thread"
     assert not re.search(r"\bFFMA", code)

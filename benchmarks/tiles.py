@@ -1,0 +1,120 @@
+"""What the tiles that tuning tries take of a GPU: registers, what spills out of them, shared memory; no GPU is asked.
+
+python -m benchmarks.tiles [8.0 9.0 ...]
+
+Each tile is compiled as it would be for wide weights of 3x3 windows, once for each way in which a convolution can end;
+a line has the most that any of them takes.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from qbw_eval.engine.triton_kernels import EXACT, Rounding, Tile, Window, _convolution
+from qbw_eval.engine.tuning import Workload, candidates
+
+PROGRAMS = Path(triton.__file__).parent / "backends/nvidia/bin"
+"""Where NVIDIA's compiler and its companions lie, which Triton brings along."""
+
+_ENDS = ((Rounding.NONE, True), (Rounding.CLIPPING, True), (Rounding.SCALED, False), (Rounding.NONE, False))
+"""How a convolution can end, and whether something is added before. A step takes what clipping does."""
+
+_SAMPLES, _CHANNELS, _OUTPUTS = (1, 64), (64, 512), (64, 1024)
+_IMAGE = 14
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for a GPU.
+
+    Attributes:
+        ptx: its assembly language.
+        cubin: its machine code.
+        shared: bytes of shared memory.
+    """
+
+    ptx: str
+    cubin: bytes
+    shared: int
+
+    def registers(self) -> tuple[int, int]:
+        """Return how many registers a thread has, and how many bytes of its values do not fit into them."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin)
+            file.flush()
+            command = [str(PROGRAMS / "cuobjdump"), "--dump-resource-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+        assert found is not None, usage
+        return int(found[1]), int(found[2]) + int(found[3])
+
+
+def compiled_for(capability: int, rounding: Rounding, tile: Tile | None = None, *, added: bool = True) -> Compiled:
+    """Compile the kernel with everything in it, but perhaps what is added.
+
+    Args:
+        capability: 80 for 8.0.
+        rounding: how it ends.
+        tile: what is taken untuned if left out.
+        added: whether float32 is added before.
+    """
+    kernel = triton.jit(_convolution)
+    result = "u8" if rounding else "fp32"
+    pointers = ("u8", "i8", "i32", "i32", "fp32", "fp32", "fp32", "fp32", result, "i32")
+    signature = {
+        name: f"*{pointers[number]}" if number < len(pointers) else "i32"
+        for number, name in enumerate(kernel.arg_names)
+        if name.islower()
+    }
+    geometry = (3, 3, 1, 1, 1, 1, 1, 1)
+    tile = tile or Tile()
+    settings = (*geometry, True, True, added, int(rounding), tile.pixels, tile.outputs, tile.channels)
+    names = [name for name in kernel.arg_names if name.isupper()]
+    constants = {(kernel.arg_names.index(name),): value for name, value in zip(names, settings, strict=True)}
+    aligned = [*range(len(pointers)), *(kernel.arg_names.index(name) for name in ("channels", "outputs"))]
+    source = ASTSource(
+        kernel,
+        signature | dict.fromkeys(names, "constexpr"),
+        constexprs=constants,
+        attrs={(number,): [["tt.divisibility", 16]] for number in aligned},  # as a launch finds out by itself
+    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, **EXACT}
+    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return Compiled(str(found.asm["ptx"]), found.asm["cubin"], int(found.metadata.shared))
+
+
+def tiles_and_ends(capability: int) -> Iterator[tuple[Tile, list[tuple[Rounding, bool]]]]:
+    """Yield every tile that is tried for convolutions small and large, with the ends that it is tried for."""
+    ends: dict[Tile, dict[tuple[Rounding, bool], None]] = {}
+    for rounding, added in _ENDS:
+        for samples in _SAMPLES:
+            for channels in _CHANNELS:
+                for outputs in _OUTPUTS:
+                    sizes = (samples, channels, _IMAGE, _IMAGE, outputs)
+                    work = Workload(*sizes, Window((3, 3), padding=(1, 1)), True, True, added, rounding)
+                    for tile in candidates(work, hopper=capability // 10 == 9):
+                        ends.setdefault(tile, {})[rounding, added] = None
+    yield from ((tile, list(ends[tile])) for tile in sorted(ends))
+
+
+def main(capabilities: Sequence[int]) -> None:
+    """Print a line a tile."""
+    for capability in capabilities:
+        for tile, ends in tiles_and_ends(capability):
+            found = [compiled_for(capability, rounding, tile, added=added) for rounding, added in ends]
+            registers, spilled = (max(numbers) for numbers in zip(*(one.registers() for one in found), strict=True))
+            shared = max(one.shared for one in found)
+            sizes = f"{tile.pixels}x{tile.outputs}x{tile.channels}, {tile.warps} warps, {tile.stages} stages"
+            print(f"{capability / 10}: {sizes}: {registers} registers, {spilled} bytes spilled, {shared} bytes shared")
+
+
+if __name__ == "__main__":
+    main([round(10 * float(word)) for word in sys.argv[1:]] or [80, 90])
