@@ -106,7 +106,11 @@ def measure_all(
 @click.option(
     "--trials", type=click.IntRange(min=1), default=_TRIALS, show_default=True, help="Of the report's intervals."
 )
-@click.option("--only", multiple=True, help="Only workloads in whose name this stands: 'ResNet-20' or '{8,16,32}'.")
+@click.option(
+    "--only",
+    multiple=True,
+    help="Only workloads in whose name this stands: 'ResNet-20' or '{8,16,32}'; on a GPU also 'classes'.",
+)
 def main(
     json_path: Path | None,
     quick: bool,

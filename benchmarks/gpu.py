@@ -60,14 +60,18 @@ def gpu_figures(
     workloads: Sequence[Workload] = GPU_WORKLOADS,
     ceilings: Callable[[torch.device], Ceilings] = measured_ceilings,
 ) -> Iterator[list[Figure]]:
-    """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any.
+    """Yield group after group of figures; of those workloads, and `classes`, in whose name one of `only` stands.
 
-    What decides comes first: a machine may be lent for minutes only. Quick: only the first workload's engines, the last
-    one's convolutions, and classes.
+    Where there is no `only`, of all. What decides comes first: a machine may be lent for minutes. Quick: the first
+    workload's engines, the last one's convolutions, and classes.
     """
     start = time.perf_counter()
     first, last = workloads[0], workloads[-1]
-    wanted = [workload for workload in workloads if not only or any(words in workload.label for words in only)]
+
+    def is_wanted(name: str) -> bool:
+        return not only or any(words in name for words in only)
+
+    wanted = [workload for workload in workloads if is_wanted(workload.label)]
     for workload in wanted:
         makers: dict[str, Callable[[Prepared], list[Figure]]] = {}
         if workload is first or not quick:
@@ -76,7 +80,7 @@ def gpu_figures(
             makers["the convolutions"] = lambda prepared: _convolutions(prepared, ceilings)
         yield from _of_workload(workload, device, makers)
         tell(f"{time.perf_counter() - start:.0f} s so far")
-    if not only:
+    if is_wanted("classes"):
         yield attempt("classes", _classes, device) or []
     if first in wanted and not quick:
         yield from _of_workload(

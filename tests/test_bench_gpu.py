@@ -454,6 +454,8 @@ def test_quick_times_the_first_workload_and_the_convolutions_of_the_last(monkeyp
     for name, kind in kinds.items():
         monkeypatch.setattr(benchmarks.gpu, name, figures_of(kind))
     monkeypatch.setattr(benchmarks.gpu, "many_classes_figures", lambda *_given: [])
+    classes = [Figure(figure="classes", values=[1], unit="x")]
+    monkeypatch.setattr(benchmarks.gpu, "_classes", lambda _device: classes)
 
     def named(*, quick: bool, only: Sequence[str] = ("x",)) -> list[str]:
         groups = gpu_figures(CPU, Effort(rounds=1), quick=quick, only=only, workloads=workloads)
@@ -465,6 +467,8 @@ def test_quick_times_the_first_workload_and_the_convolutions_of_the_last(monkeyp
     everything = [*engines, "convolutions of C", "memory of A", "m of A"]
     assert named(quick=False) == everything
     assert named(quick=False, only=["B,"]) == ["engines of B"]
+    assert named(quick=False, only=["classes"]) == ["classes"]
+    assert named(quick=True, only=[]) == ["engines of A", "convolutions of C", "classes"]
 
 
 def test_a_gpus_run_measures_nothing_else(monkeypatch: pytest.MonkeyPatch):
