@@ -10,38 +10,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MOST_BITS = 54
-"""Integers of up to so many bits, and a sign, have three limbs."""
-
 MOST_TERMS = 2**25
-"""So many numbers can be added: the largest column is below 3 * 2**36 in size, so that the sum stays below 2**63."""
+"""So many numbers can be added: the largest sum of products of limbs is below 3 * 2**36 in size, so that the sum of all
+stays below 2**63."""
 
-COLUMNS = 8
-"""Three for the sum of numbers, five for the sum of their squares."""
+LIMBS = 4
+"""Of a number: it is below 2**71 in size."""
+
+SQUARE_LIMBS = 2 * LIMBS - 1
+"""Of its square."""
 
 _LIMB = 18
 _MASK = 2**_LIMB - 1
 
 
-def limb_columns(values: np.ndarray) -> list[np.ndarray]:
-    """Return the columns whose sums give the sum of the values, and of their squares.
+def limbs_of(values: np.ndarray, shifts: np.ndarray | int = 0) -> list[np.ndarray]:
+    """Return the limbs of values * 2**shifts, the lowest first: no more than the largest needs, at least one.
 
     Args:
         values: int64, each below 2**54 in size: (n,).
+        shifts: each from 0 to 17.
     """
-    low, middle, high = values & _MASK, (values >> _LIMB) & _MASK, values >> 2 * _LIMB  # high keeps the sign
-    squares = [low * low, 2 * low * middle, 2 * low * high + middle * middle, 2 * middle * high, high * high]
-    return [low, middle, high, *squares]
+    low = (values & (2**36 - 1)) << shifts
+    high = ((values >> 36) << shifts) + (low >> 36)
+    limbs = [low & _MASK, (low >> _LIMB) & _MASK, high & _MASK, high >> _LIMB]  # the last keeps the sign
+    while len(limbs) > 1 and not limbs[-1].any():
+        limbs.pop()
+    return limbs
 
 
-def sums_of(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return sums of numbers and of their squares, as Python's integers, from sums of `limb_columns`."""
-    return _put_together(columns[:3]), _put_together(columns[3:])
+def squares_of(limbs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the limbs of the squares of numbers, each a sum of products that is not carried yet, from their limbs."""
+    count = len(limbs)
+    return [
+        sum(
+            (2 - (i == place - i)) * limbs[i] * limbs[place - i]
+            for i in range(max(0, place - count + 1), place // 2 + 1)
+        )
+        for place in range(2 * count - 1)
+    ]
 
 
-def _put_together(limbs: Sequence[np.ndarray]) -> np.ndarray:
-    total = np.zeros(len(limbs[0]), dtype=object)
-    for place, limb in enumerate(limbs):
+def put_together(limbs: np.ndarray) -> np.ndarray:
+    """Return numbers, as Python's integers, from sums of their limbs: (n, limbs) -> (n,)."""
+    total = np.zeros(len(limbs), dtype=object)
+    for place, limb in enumerate(limbs.T):
         if limb.any():
             total = total + (limb.astype(object) << place * _LIMB)
     return total
@@ -50,7 +63,19 @@ def _put_together(limbs: Sequence[np.ndarray]) -> np.ndarray:
 def split_floats(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return integers of at most 53 bits and exponents: a finite value is the integer times two to the exponent."""
     shares, exponents = np.frexp(values)
-    return np.ldexp(shares, 53).astype(np.int64), exponents.astype(np.int32) - 53
+    return np.ldexp(shares, 53).astype(np.int64), exponents.astype(np.int64) - 53
+
+
+def units_of(exponents: np.ndarray) -> np.ndarray:
+    """Return for each exponent of `split_floats` the largest of -62, -44, -26, ... (and downwards) that is not above it.
+
+    Floats with the same are whole numbers of the same power of two, and have limbs that can be added. Those from 2**-10
+    to 2**8 have the same.
+    """
+    return _FIRST_UNIT + (exponents - _FIRST_UNIT) // _LIMB * _LIMB
+
+
+_FIRST_UNIT = -62
 
 
 def spread_of(count: int, total: int, squares: int) -> int:

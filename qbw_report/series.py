@@ -44,7 +44,7 @@ def notes_on(cells: pd.DataFrame) -> list[str]:
     """Return a sentence for everything that a reader should know before trusting the statistics of these rows.
 
     Args:
-        cells: `qbw_report.cells.merge_cells`, with `series`.
+        cells: `qbw_report.cells.cells_frame`, with `series`.
     """
     notes = []
     for experiment, name in cells.groupby("experiment")["series"]:
@@ -59,7 +59,8 @@ def notes_on(cells: pd.DataFrame) -> list[str]:
             mixed = [int(epoch) + 1 for epoch in kinds.index[kinds > 1]]
             if mixed:
                 notes.append(f"{series}: {_epochs(mixed)} from {kinds.max()} {plural}; the statistics cover all rows")
-        lost, rows = int(lines.loc[lines["loss_min"].isna(), "rows"].sum()), int(lines["rows"].sum())
+        rows = int(lines["rows"].sum())
+        lost = rows - int(lines["losses"].sum())
         if lost:
             notes.append(f"{series}: {lost} of {rows} rows without a finite loss; loss statistics leave them out")
     return notes
