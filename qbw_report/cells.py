@@ -91,31 +91,34 @@ def count_cells(rows: pa.Table, texts: Sequence[str] = TEXTS, same: Mapping[str,
     same = same or {}
     names = (*texts, *NUMBERS)
     groups, group = _groups_of(rows, names, same)
-    loss = rows["loss"].to_numpy()
+    average, correct, loss = (rows[name].to_numpy() for name in ("avg_bitwidth", "correct", "loss"))
     finite = np.isfinite(loss)
     integers, exponents = split_floats(np.where(finite, loss, 0.0))
     units = units_of(exponents)
     order, starts = _cells([group, _codes(rows["avg_bitwidth"]), units - units.min(initial=0)])
     firsts = order[starts]
     lines = np.zeros(len(starts), LINE)
-    lines["group"], lines["loss_unit"] = group[firsts], units[firsts]
-    lines["avg_bitwidth"] = rows["avg_bitwidth"].to_numpy()[firsts]
+    lines["group"], lines["avg_bitwidth"], lines["loss_unit"] = group[firsts], average[firsts], units[firsts]
     lines["rows"] = np.diff(starts, append=len(order))
     lines["losses"] = np.add.reduceat(finite[order], starts, dtype=np.int64)
-    correct, known = rows["correct"].to_numpy()[order], np.where(finite, loss + 0.0, np.nan)[order]  # 0.0, never -0.0
-    for name, limbs in (("correct", limbs_of(correct)), ("loss", limbs_of(integers[order], (exponents - units)[order]))):
-        for column, values in ((name, limbs), (f"{name}_squares", squares_of(limbs))):
-            for place, limb in enumerate(values):
-                lines[column][:, place] = np.add.reduceat(limb, starts)
-    lines["correct_min"], lines["loss_min"] = np.minimum.reduceat(correct, starts), np.fmin.reduceat(known, starts)
-    lines["correct_max"], lines["loss_max"] = np.maximum.reduceat(correct, starts), np.fmax.reduceat(known, starts)
+    correct, loss = correct[order], np.where(finite, loss + 0.0, np.nan)[order]  # 0.0, never -0.0
+    _put_sums(lines, "correct", limbs_of(correct), starts)
+    _put_sums(lines, "loss", limbs_of(integers[order], (exponents - units)[order]), starts)
+    lines["correct_min"], lines["loss_min"] = np.minimum.reduceat(correct, starts), np.fmin.reduceat(loss, starts)
+    lines["correct_max"], lines["loss_max"] = np.maximum.reduceat(correct, starts), np.fmax.reduceat(loss, starts)
     lines["loss_exponent"] = np.minimum.reduceat(np.where(finite, exponents, 0)[order], starts)
     if "evaluated_at" in same:
         lines["evaluated_at"] = pa.scalar(same["evaluated_at"], _TIME).value
     else:
-        times = rows["evaluated_at"].cast(pa.int64()).to_numpy()
-        lines["evaluated_at"] = np.maximum.reduceat(times[order], starts)
+        lines["evaluated_at"] = np.maximum.reduceat(rows["evaluated_at"].cast(pa.int64()).to_numpy()[order], starts)
     return Cells(names=names, groups=groups, lines=lines)
+
+
+def _put_sums(lines: np.ndarray, name: str, limbs: Sequence[np.ndarray], starts: np.ndarray) -> None:
+    """Write the sums of each cell's numbers, and of their squares, from their limbs in the order of the cells."""
+    for column, values in ((name, limbs), (f"{name}_squares", squares_of(limbs))):
+        for place, limb in enumerate(values):
+            lines[column][:, place] = np.add.reduceat(limb, starts)
 
 
 def merge_cells(counted: Sequence[Cells]) -> Cells:
@@ -194,9 +197,7 @@ def _groups_of(
     group = np.empty(len(rows), np.int64)
     group[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
     firsts = pa.array(order[starts])
-    columns = [
-        [same[name]] * len(starts) if name in same else rows[name].take(firsts).to_pylist() for name in names
-    ]
+    columns = [[same[name]] * len(starts) if name in same else rows[name].take(firsts).to_pylist() for name in names]
     return tuple(zip(*columns, strict=True)), group
 
 

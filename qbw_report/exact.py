@@ -22,6 +22,7 @@ SQUARE_LIMBS = 2 * LIMBS - 1
 
 _LIMB = 18
 _MASK = 2**_LIMB - 1
+_UNIT = -62
 
 
 def limbs_of(values: np.ndarray, shifts: np.ndarray | int = 0) -> list[np.ndarray]:
@@ -67,15 +68,12 @@ def split_floats(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def units_of(exponents: np.ndarray) -> np.ndarray:
-    """Return for each exponent of `split_floats` the largest of -62, -44, -26, ... (and downwards) that is not above it.
+    """Return for each exponent of `split_floats` the largest of ..., -80, -62, -44, ... that is not above it.
 
-    Floats with the same are whole numbers of the same power of two, and have limbs that can be added. Those from 2**-10
-    to 2**8 have the same.
+    Floats of one unit are whole numbers of the same power of two, of at most 71 bits, so that their limbs can be added.
+    Those from 2**-10 to 2**8 have the same, as have most losses.
     """
-    return _FIRST_UNIT + (exponents - _FIRST_UNIT) // _LIMB * _LIMB
-
-
-_FIRST_UNIT = -62
+    return _UNIT + (exponents - _UNIT) // _LIMB * _LIMB
 
 
 def spread_of(count: int, total: int, squares: int) -> int:

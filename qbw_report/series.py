@@ -25,7 +25,9 @@ def add_series(frame: pd.DataFrame) -> pd.DataFrame:
     several = known["experiment"].duplicated(keep=False)
     data = name + " [" + known["split"].map(printable) + " " + known["data_id"].str[:8]
     computed_twice = known.duplicated(["experiment", "split", "data_id"], keep=False)
-    name = name.where(~several, data + (", " + _engines_of(frame, known)).where(computed_twice, "") + "]")
+    if computed_twice.any():
+        data += (", " + _engines_of(frame, known)).where(computed_twice, "")
+    name = name.where(~several, data + "]")
     # Two names can still be equal: data ids that begin alike, an experiment called like another one's series.
     exact = [_digest(repr(identity)) for identity in known.itertuples(index=False, name=None)]
     name = name.where(~name.duplicated(keep=False), name + " #" + pd.Series(exact))

@@ -142,7 +142,7 @@ def _common_multiples(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _described(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    table = lines[list(keys)].assign(configs=lines["rows"], loss_configs=lines["losses"])
+    table = {name: lines[name] for name in keys} | {"configs": lines["rows"], "loss_configs": lines["losses"]}
     # A loss is in units of two to the exponent, which may be a large number; 1 / unit is then a whole number.
     exponents = lines["loss_exponent"].to_numpy()
     spare = (exponents - lines["loss_unit"].to_numpy()).astype(object)
@@ -160,9 +160,9 @@ def _described(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         for n, s, q, u in zip(lines[count].tolist(), sums, of_squares, unit, strict=True):
             means.append(s / (n * u) if n else math.nan)
             spreads.append(root_ratio(spread_of(n, s, q), n * u) if n else math.nan)
-        table[f"{metric}_mean"], table[f"{metric}_std"] = means, spreads
-        table[f"{metric}_min"], table[f"{metric}_max"] = lines[f"{metric}_min"], lines[f"{metric}_max"]
-    return table
+        table |= {f"{metric}_mean": pd.Series(means, lines.index), f"{metric}_std": pd.Series(spreads, lines.index)}
+        table |= {name: lines[name] for name in (f"{metric}_min", f"{metric}_max")}
+    return pd.DataFrame(table)
 
 
 def _correlations(lines: pd.DataFrame) -> list[float]:

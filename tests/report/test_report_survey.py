@@ -36,7 +36,7 @@ from schemas.parts import part_paths
 unhurried = settings(deadline=None, max_examples=30)  # no deadline: a busy machine is no defect
 
 WHOLE = st.integers(-(2**54) + 1, 2**54 - 1)
-LOSSES = st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 20) | st.sampled_from([0.0, 5e-324, 0.1])
+LOSSES = st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 20) | st.sampled_from([0.0, -0.0, 5e-324, 0.1])
 
 
 @unhurried
@@ -152,6 +152,7 @@ def test_statistics_are_the_exact_ones_however_rows_are_spread(case: tuple[list[
     at_once = binned_of(count_cells(table_of(records[::-1])))
     pd.testing.assert_frame_equal(epoch_statistics(binned), epoch_statistics(at_once), check_exact=True)
     pd.testing.assert_frame_equal(bin_statistics(binned), bin_statistics(at_once), check_exact=True)
+    assert csv_bytes(bin_statistics(binned)) == csv_bytes(bin_statistics(at_once))  # which tell 0.0 from -0.0
     for found in epoch_statistics(binned).to_dict("records"):
         group = [r for r in records if (r["experiment"], r["epoch"]) == (found["experiment"], found["epoch"])]
         assert found["configs"] == len(group)
