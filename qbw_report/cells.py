@@ -141,9 +141,10 @@ def merge_cells(counted: Sequence[Cells]) -> Cells:
     _, average = np.unique(lines["avg_bitwidth"], return_inverse=True)
     order, starts = _cells([lines["group"], average, lines["loss_unit"] - lines["loss_unit"].min(initial=0)])
     merged = lines[order[starts]]
-    for names, function in ((_SUMS, np.add), (_SMALLEST, np.fmin), (_LARGEST, np.fmax)):
-        for name in names:
-            merged[name] = function.reduceat(lines[name][order], starts)
+    if len(merged) < len(lines):  # mostly no two parts share a cell
+        for names, function in ((_SUMS, np.add), (_SMALLEST, np.fmin), (_LARGEST, np.fmax)):
+            for name in names:
+                merged[name] = function.reduceat(lines[name][order], starts)
     cells = Cells(names=counted[0].names, groups=tuple(places), lines=merged)
     if merged["rows"].max(initial=0) > MOST_TERMS:
         largest = merged[merged["rows"].argmax()]

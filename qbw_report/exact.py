@@ -22,6 +22,8 @@ SQUARE_LIMBS = 2 * LIMBS - 1
 
 _LIMB = 18
 _MASK = 2**_LIMB - 1
+_TWO_LIMBS = 2 ** (2 * _LIMB) - 1
+_PACKED = 3
 _UNIT = -62
 
 
@@ -32,8 +34,8 @@ def limbs_of(values: np.ndarray, shifts: np.ndarray | int = 0) -> list[np.ndarra
         values: int64, each below 2**54 in size: (n,).
         shifts: each from 0 to 17.
     """
-    low = (values & (2**36 - 1)) << shifts
-    high = ((values >> 36) << shifts) + (low >> 36)
+    low = (values & _TWO_LIMBS) << shifts
+    high = ((values >> 2 * _LIMB) << shifts) + (low >> 2 * _LIMB)
     limbs = [low & _MASK, (low >> _LIMB) & _MASK, high & _MASK, high >> _LIMB]  # the last keeps the sign
     while len(limbs) > 1 and not limbs[-1].any():
         limbs.pop()
@@ -54,11 +56,17 @@ def squares_of(limbs: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def put_together(limbs: np.ndarray) -> np.ndarray:
     """Return numbers, as Python's integers, from sums of their limbs: (n, limbs) -> (n,)."""
-    total = np.zeros(len(limbs), dtype=object)
-    for place, limb in enumerate(limbs.T):
-        if limb.any():
-            total = total + (limb.astype(object) << place * _LIMB)
-    return total
+    total, carry = np.zeros(len(limbs), dtype=object), np.zeros(len(limbs), dtype=np.int64)
+    count = limbs.shape[1]
+    for first in range(0, count, _PACKED):  # Python's integers take long to make, so one of several limbs
+        packed = np.zeros(len(limbs), dtype=np.int64)
+        for place in range(first, min(first + _PACKED, count)):
+            carry = carry + limbs[:, place]
+            packed |= (carry & _MASK) << (place - first) * _LIMB
+            carry >>= _LIMB
+        if packed.any():
+            total = total + (packed.astype(object) << first * _LIMB)
+    return total + (carry.astype(object) << count * _LIMB) if carry.any() else total
 
 
 def split_floats(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +91,8 @@ def spread_of(count: int, total: int, squares: int) -> int:
 
 def root_ratio(square: int, divisor: int) -> float:
     """Return the square root of an integer, divided by another one."""
+    if not square:  # as of average bitwidths in most bins
+        return 0.0
     shift = max(0, 65 - square.bit_length() // 2)  # so that the root has more digits than a double
     return math.isqrt(square << 2 * shift) / (divisor << shift)
 

@@ -158,8 +158,9 @@ def _described(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
             sums, of_squares = (sums >> spare) * scale, (of_squares >> 2 * spare) * scale * scale
         means, spreads = [], []
         for n, s, q, u in zip(lines[count].tolist(), sums, of_squares, unit, strict=True):
-            means.append(s / (n * u) if n else math.nan)
-            spreads.append(root_ratio(spread_of(n, s, q), n * u) if n else math.nan)
+            divisor = n * u
+            means.append(s / divisor if n else math.nan)
+            spreads.append(root_ratio(spread_of(n, s, q), divisor) if n else math.nan)
         table |= {f"{metric}_mean": pd.Series(means, lines.index), f"{metric}_std": pd.Series(spreads, lines.index)}
         table |= {name: lines[name] for name in (f"{metric}_min", f"{metric}_max")}
     return pd.DataFrame(table)
