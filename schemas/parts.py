@@ -233,9 +233,7 @@ def lacks_columns(data: bytes, kind: str) -> bool:
 
 def _bytes_match(data: bytes, of_bytes: str) -> bool:
     digest = of_bytes.removeprefix(_OF_BYTES)
-    place = data.rfind(digest.encode())
-    if place < 0 or len(digest) != len(_BLANK):
-        return False
+    place = data.rfind(digest.encode())  # of whatever is no digest, anywhere: it will not match
     hasher = hashlib.blake2b(digest_size=16) if digest == of_bytes else xxhash.xxh3_128()
     view = memoryview(data)  # a copy without the digest would take longer than the hash
     for piece in (view[:place], _BLANK.encode(), view[place + len(_BLANK) :]):
