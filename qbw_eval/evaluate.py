@@ -140,6 +140,7 @@ def prepare(checkpoint: Checkpoint, split: Split, settings: EvaluationSettings) 
                 options,
                 cache_bytes=budget.caches,
                 work=len(split) * sum(layer.macs for layer in table.layers),
+                activation_bytes=budget.activations,
             )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,7 @@ from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.graph import UntraceableError
 from qbw_eval.engine.incremental import IncrementalEngine
-from qbw_eval.engine.integer import DeclinedError, IntegerEngine
+from qbw_eval.engine.integer import DeclinedError, IntegerEngine, Replaying
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
@@ -70,6 +71,7 @@ def choose_engine(
     *,
     cache_bytes: int,
     work: int | None = None,
+    activation_bytes: int = 0,
 ) -> Choice:
     """Return the engine called `name`; where that is not right for the network, the next best, and why.
 
@@ -85,6 +87,7 @@ def choose_engine(
         cache_bytes: how much may be spent on quantized weights.
         work: multiply-accumulates of one configuration on all samples; None where they are not known, and results are
             to be the reference's in every bit.
+        activation_bytes: how much values may take on a GPU, where configurations may be walked side by side.
     """
     if name not in ENGINES:
         raise ValueError(f"engine {name!r} is not among {ENGINES}")
@@ -98,7 +101,9 @@ def choose_engine(
         )
     except UntraceableError as error:
         return Choice(reference, f"{error.format_message()}, so every configuration runs whole")
-    choice = _faster(name, incremental, expected, model, layer_names, inputs, options, cache_bytes, work, adopted)
+    choice = _faster(
+        name, incremental, expected, model, layer_names, inputs, options, cache_bytes, work, adopted, activation_bytes
+    )
     return Choice(choice.engine, "; ".join([choice.reason, *adopted.remarks]))
 
 
@@ -135,6 +140,7 @@ def _faster(
     cache_bytes: int,
     work: int | None,
     adopted: Adopted,
+    activation_bytes: int,
 ) -> Choice:
     """Return the incremental engine or, where that is wanted and right, the one that computes with integers."""
     if name == "incremental":
@@ -153,13 +159,17 @@ def _faster(
             *(model, layer_names, inputs, options, cache_bytes),
             stand_ins=adopted.for_integers,
             arithmetic=arithmetic,
+            replaying=_replaying_on(device, activation_bytes),
         )
+        integer.try_replaying(inputs, _probes(len(layer_names), options))
     except DeclinedError as error:
         return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
     reason = f"exact convolutions of integers at 8 bits or fewer; {how}"
     if integer.in_float32:
         name, why = next(iter(integer.in_float32.items()))
         reason += f"; {len(integer.in_float32)} layers are in float32, such as {name}: {why}"
+    if integer.not_replayed is not None:
+        reason += f"; every launch by itself: {integer.not_replayed}"
     return Choice(integer, reason)
 
 
@@ -180,6 +190,28 @@ def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, 
     except ImportError:
         raise DeclinedError("Triton, which convolves them on a GPU, is not installed: pip install '.[gpu]'") from None
     return TritonArithmetic(device, cache_bytes), "by Triton, whose speed was never measured on a GPU"
+
+
+def _replaying_on(device: torch.device, activation_bytes: int) -> Replaying | None:
+    """Return how launches are captured as CUDA graphs on a GPU where Triton convolves; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    from qbw_eval.engine.cuda_graphs import CudaLane, seconds_on
+    from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledRegion, DialledRounding  # they need Triton
+    from qbw_eval.engine.replay import Replay
+
+    return Replaying(
+        region=DialledRegion,
+        rounding=DialledRounding,
+        batch_norm=DialledBatchNorm,
+        replay=partial(
+            Replay,
+            device=device,
+            new_lane=partial(CudaLane, device),
+            most_bytes=activation_bytes,
+            seconds=seconds_on(device),
+        ),
+    )
 
 
 _MOST_SUFFIXES = 16

@@ -8,12 +8,14 @@ beside it, so that the order and the company of a configuration cannot change it
 changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.graph import TracedNetwork, trace_network
 from qbw_eval.engine.incremental import QuantizedWeights, TracedEngine, operation_of, own_layer
@@ -21,14 +23,32 @@ from qbw_eval.engine.integer_region import MOST_BITS, IntegerRegion
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.regions import Region, find_regions
-from qbw_eval.engine.walk import Operation, Program
+from qbw_eval.engine.replay import Replay
+from qbw_eval.engine.walk import Dialled, Operation, Program, UnreplayableError
+from qbw_eval.memory import is_out_of_memory
 from qbw_eval.quantization.adoption import NO_STAND_INS, StandIns
 from qbw_eval.quantization.bitwidths import restored
+from qbw_eval.quantization.layers import SwitchableBatchNorm2d
 from schemas.errors import QBWError
 
 
 class DeclinedError(QBWError):
     """This network or this machine is none for integer arithmetic; the text says why and is no whole sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaying:
+    """How launches are recorded, where the arithmetic's can be.
+
+    Attributes:
+        region, rounding, batch_norm: what makes an operation's twin with bits as data (`dialled_region`).
+        replay: what makes a `Replay` of a program.
+    """
+
+    region: Callable[[IntegerRegion, Sequence[int]], Dialled]
+    rounding: Callable[[IntegerRegion, Sequence[int]], Dialled]
+    batch_norm: Callable[[SwitchableBatchNorm2d, int, Sequence[int]], Dialled]
+    replay: Callable[[Program], Replay]
 
 
 class IntegerEngine(TracedEngine):
@@ -43,9 +63,11 @@ class IntegerEngine(TracedEngine):
         passes: what lies between convolutions, plain or compiled; both give the same bits.
         stand_ins: layers of ours that are the network's own in another form (`adoption`).
         arithmetic: what convolves, with passes of its own; oneDNN if left out.
+        replaying: how its launches are recorded and replayed; None where each is launched.
 
     Attributes:
         in_float32: layer -> why it does not run in integers at some of the options up to 8 bits.
+        not_replayed: why launches are not replayed although `replaying` was given, as no whole sentence; or None.
 
     Raises:
         UntraceableError: the network cannot be traced.
@@ -65,6 +87,7 @@ class IntegerEngine(TracedEngine):
         passes: Passes = PLAIN,
         stand_ins: StandIns = NO_STAND_INS,
         arithmetic: Arithmetic | None = None,
+        replaying: Replaying | None = None,
     ) -> None:
         if arithmetic is None:
             arithmetic = OnednnArithmetic(cache_bytes // 2, passes)
@@ -92,7 +115,79 @@ class IntegerEngine(TracedEngine):
         if len(whys) == len(few) * len(regions):
             reasons = "; ".join(sorted(set(self.in_float32.values())))
             raise DeclinedError(f"none of its quantized layers runs in integers: {reasons}")
-        super().__init__(model, layer_names, inputs, _program(traced, regions, weights), stand_ins)
+        with restored(model):
+            program = _program(traced, regions, weights, options, replaying)
+        super().__init__(model, layer_names, inputs, program, stand_ins)
+        self._replay = None if replaying is None else replaying.replay(program)
+        self.not_replayed: str | None = None
+        with restored(model):
+            held = sum(operation.dialled.held_bytes for operation in program.operations if operation.dialled)
+        if held > cache_bytes:
+            self._stop_replaying(f"weights at all bitwidths take {held:,} bytes, of {cache_bytes:,}")
+
+    def logits(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> Generator[tuple[int, Tensor]]:
+        """Yield (position in `configurations`, logits of shape (N, classes)), in the order that needs the least work.
+
+        The network's bits and mode are put back when the generator ends or is closed.
+        """
+        leaves = self._leaves(inputs)
+        with restored(self._model):
+            self._model.eval()
+            replay = self._replay_for(leaves, configurations)
+            if replay is not None and leaves is not None:
+                yield from replay.walk(leaves, configurations)
+                return
+        yield from super().logits(inputs, configurations)
+
+    def peak_bytes(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> int:
+        """Return how many bytes of values live at the same time, the batch and the weights not counted.
+
+        All values of a forward pass do where they are replayed.
+        """
+        leaves, walked = self._leaves(inputs), super().peak_bytes(inputs, configurations)
+        with restored(self._model):
+            self._model.eval()
+            replay = self._replay_for(leaves, configurations)
+            return walked if replay is None or leaves is None else max(walked, replay.bytes_for(leaves, configurations))
+
+    def try_replaying(self, inputs: Any, probes: Sequence[BitwidthConfiguration]) -> None:
+        """Replay from now on only if that gives the very bits that launching gives, and can be done at all.
+
+        Args:
+            inputs: a few samples.
+            probes: configurations to compare.
+        """
+        leaves = self._leaves(inputs)
+        if self._replay is None or leaves is None:
+            return
+        try:
+            with restored(self._model), torch.no_grad():
+                self._model.eval()
+                why = self._replay.refuses(probes)
+                if why is None:
+                    launched = dict(super().logits(inputs, probes))
+                    replayed = dict(self._replay.walk(leaves, probes))
+                    equal = all(torch.equal(replayed[position], logits) for position, logits in launched.items())
+                    why = None if equal else "replayed launches give other values"
+        except Exception as error:  # whatever a driver says of what it cannot capture
+            if is_out_of_memory(error):
+                raise
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if why is not None:
+            self._stop_replaying(why)
+
+    def _stop_replaying(self, why: str) -> None:
+        self._replay, self.not_replayed = None, why
+
+    def _replay_for(
+        self, leaves: Sequence[Tensor] | None, configurations: Sequence[BitwidthConfiguration]
+    ) -> Replay | None:
+        """Return what replays these configurations on a batch, if anything does."""
+        if self._replay is None or leaves is None or not configurations:
+            return None
+        if any(len(configuration.bitwidths) != len(self._layers) for configuration in configurations):
+            return None
+        return self._replay if self._replay.refuses(configurations) is None else None
 
     def _leaves(self, inputs: Any) -> tuple[Tensor, ...] | None:
         """Return the tensors of a batch: images in channels_last, or every rounding would transpose them."""
@@ -114,7 +209,13 @@ def _check(model: nn.Module, arithmetic: Arithmetic) -> None:
         raise DeclinedError("some of its weights are NaN or infinite, which integers cannot carry on")
 
 
-def _program(traced: TracedNetwork, regions: dict[fx.Node, IntegerRegion], weights: QuantizedWeights) -> Program:
+def _program(
+    traced: TracedNetwork,
+    regions: dict[fx.Node, IntegerRegion],
+    weights: QuantizedWeights,
+    options: Sequence[int],
+    replaying: Replaying | None,
+) -> Program:
     """Return the network as operations: roundings of what several layers read, regions, and the rest."""
     by_last = {region.region.last: region for region in regions.values()}
     inside = {member for region in regions.values() for member in region.region.members}
@@ -129,7 +230,8 @@ def _program(traced: TracedNetwork, regions: dict[fx.Node, IntegerRegion], weigh
     for node in traced.nodes[1:]:
         if node not in by_last:
             if node not in inside:
-                number[node] = add(operation_of(node, traced, number, weights))
+                operation = operation_of(node, traced, number, weights)
+                number[node] = add(replace(operation, dialled=_dialled_norm(node, traced, options, replaying)))
             continue
         region = by_last[node]
         (source,) = region.region.node.all_input_nodes
@@ -141,6 +243,7 @@ def _program(traced: TracedNetwork, regions: dict[fx.Node, IntegerRegion], weigh
                     inputs=(rounded,),
                     layers=frozenset([region.position]),
                     compute=region.round_input,
+                    dialled=None if replaying is None else replaying.rounding(region, options),
                 )
             )
         number[node] = add(
@@ -149,9 +252,26 @@ def _program(traced: TracedNetwork, regions: dict[fx.Node, IntegerRegion], weigh
                 inputs=(rounded, *others),
                 layers=region.positions,
                 compute=region.run,
+                dialled=None if replaying is None else replaying.region(region, options),
             )
         )
     return Program(operations)
+
+
+def _dialled_norm(
+    node: fx.Node, traced: TracedNetwork, options: Sequence[int], replaying: Replaying | None
+) -> Dialled | None:
+    """Return a switchable batch norm that is no part of a region with bits as data; None for any other node."""
+    norm, layers = traced.modules.get(node), traced.layers.get(node, frozenset())
+    if replaying is None or type(norm) is not SwitchableBatchNorm2d or len(layers) != 1:
+        return None
+    if norm._forward_hooks or norm._forward_pre_hooks or len(node.args) != 1 or node.kwargs:
+        return None
+    (position,) = layers
+    try:
+        return replaying.batch_norm(norm, position, options)
+    except UnreplayableError:
+        return None  # `Replay.refuses` says that nobody knows how
 
 
 def _others(region: Region) -> list[fx.Node]:

@@ -1,7 +1,7 @@
 """One region of a network in integers: at every bitwidth its weights, its scales, and what it computes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,14 @@ class IntegerRegion:
         # What a layer is at a bitwidth is worked out on the CPU, wherever it runs: another device's tanh may differ in
         # its last place, and nothing is to wait for a device in the middle of a walk.
         self._on_cpu = region.layer if region.layer.weight.is_cpu else copy.deepcopy(region.layer).cpu()
-        self._reader = reader
+        self.reader = reader
         followed = getattr(region.batch_norm, "bitwidth_sources", (region.layer,))
-        self._norm_position = position if reader is None or followed == (region.layer,) else reader.position
+        self.norm_follows_reader = reader is not None and followed != (region.layer,)
+        """Whether the batch norm follows the bits of the reader, not those of the layer itself."""
         self._weights = weights
         self._arithmetic = arithmetic
-        self._convolution = arithmetic.of_layer(self._on_cpu, self._split)
+        self.convolution = arithmetic.of_layer(self._on_cpu, self._split)
+        """What convolves for the layer."""
         self._least = (_ZERO if region.relu else _NO_BOUND).to(region.layer.weight.device)
         self._whys: dict[int, str | None] = {}
         self._scales: dict[tuple[int, int, ActivationGrid | None], Affine] = {}
@@ -64,9 +66,9 @@ class IntegerRegion:
         """Return what the layer's input is rounded to where the region runs in integers; None where it does not."""
         if bits > MOST_BITS or self.why_not(bits) is not None:
             return None
-        return self._at(bits).activation_grid()
+        return self.at(bits).activation_grid()
 
-    def _at(self, bits: int) -> QuantConv2d | QuantLinear:
+    def at(self, bits: int) -> QuantConv2d | QuantLinear:
         """Return the layer on the CPU, at so many bits."""
         set_bitwidth(self._on_cpu, bits)
         return self._on_cpu
@@ -80,7 +82,7 @@ class IntegerRegion:
 
     def _split(self, bits: int) -> Split | str:
         """Return the integer weights in parts that convolve exactly; or why there are none."""
-        layer = self._at(bits)
+        layer = self.at(bits)
         unit, grid = layer.weight_unit(), layer.activation_grid()
         quantizers = layer.quantizers
         if "lsqplus" in (quantizers.weight, quantizers.activation):
@@ -102,15 +104,19 @@ class IntegerRegion:
             groups = layer.groups
         return self._arithmetic.split(integers, grid.largest, groups)
 
-    def _affine(self, bits: Bits, to: ActivationGrid | None) -> Affine:
+    def affine(self, own: int, of_norm: int, to: ActivationGrid | None) -> Affine:
         """Return what leads from sums of integers to values, or to multiples of another layer's unit.
 
         Worked out in float64 and rounded once.
+
+        Args:
+            own: the layer's bits.
+            of_norm: those that its batch norm follows; see `norm_follows_reader`.
+            to: the grid of that other layer.
         """
-        own, of_norm = bits[self.position], bits[self._norm_position]
         key = own, of_norm, to
         if key not in self._scales:
-            layer = self._at(own)
+            layer = self.at(own)
             weight_unit, grid = layer.weight_unit(), layer.activation_grid()
             assert weight_unit is not None
             assert grid is not None
@@ -135,7 +141,7 @@ class IntegerRegion:
             bits: of every layer.
         """
         x, *others = values
-        to = self._reader.grid(bits[self._reader.position]) if self._reader is not None else None
+        to = self.reader.grid(bits[self.reader.position]) if self.reader is not None else None
         if self.grid(bits[self.position]) is not None:
             return self._in_integers(x, bits, others, to)
         y = self._in_float32(x, bits[self.position], others)
@@ -143,26 +149,41 @@ class IntegerRegion:
 
     def _in_integers(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
         """Return the value of a region whose layer runs in integers; rounded for the layer whose grid is `to`."""
-        images, own = self._as_images(x), bits[self.position]
-        if others and (others[0].dtype, others[0].shape) != (torch.float32, self._shape(x)):  # torch's rules decide
-            y = self._convolution(images, own, self._affine(bits, None), relu=False, other=None, to=None)
-            y = torch.maximum(self._like_input(y, x) + others[0], self._least)
+        images, own = self.as_images(x), bits[self.position]
+        of_norm = own if self.reader is None or not self.norm_follows_reader else bits[self.reader.position]
+        if others and (others[0].dtype, others[0].shape) != (torch.float32, self.shape_for(x)):  # torch's rules decide
+            y = self.convolution(images, own, self.affine(own, of_norm, None), relu=False, other=None, to=None)
+            y = torch.maximum(self.like_input(y, x) + others[0], self._least)
             return y if to is None else self._rounded(y, to)
-        y = self._convolution(
+        y = self.convolution(
             images,
             own,
-            self._affine(bits, None if others else to),
+            self.affine(own, of_norm, None if others else to),
             relu=self.region.relu,
-            other=self._as_images(others[0]) if others else None,
+            other=self.as_images(others[0]) if others else None,
             to=to,
         )
-        return self._like_input(y, x)
+        return self.like_input(y, x)
 
     def _in_float32(self, x: Tensor, bits: int, others: Sequence[Tensor]) -> Tensor:
-        """Return what the region computes operation by operation: every bit as the network's own forward gives it."""
-        y = self._layer.run(self._quantized(x, bits), self._weights.of(self._layer, bits))
-        if self.region.batch_norm is not None:
-            y = self.region.batch_norm(y)
+        return self.finish(
+            self._quantized(x, bits), self._weights.of(self._layer, bits), self.region.batch_norm, others
+        )
+
+    def finish(
+        self, x: Tensor, weight: Tensor, batch_norm: Callable[[Tensor], Tensor] | None, others: Sequence[Tensor]
+    ) -> Tensor:
+        """Return what the region computes operation by operation: every bit as the network's own forward gives it.
+
+        Args:
+            x: the layer's input, quantized.
+            weight: quantized, too.
+            batch_norm: the one that follows the layer at its bits.
+            others: what is added, if anything is.
+        """
+        y = self._layer.run(x, weight)
+        if batch_norm is not None:
+            y = batch_norm(y)
         for other in others:
             if y.shape == other.shape:
                 return shaped(self._arithmetic.passes.added(rows_of(y), rows_of(other), self._least), y.shape)
@@ -172,7 +193,7 @@ class IntegerRegion:
     def _quantized(self, x: Tensor, bits: int) -> Tensor:
         """Return the layer's input at its bits in float32, in one pass where it is rounded."""
         set_bitwidth(self._layer, bits)
-        grid = self._at(bits).activation_grid()
+        grid = self.at(bits).activation_grid()
         if grid is None or not grid.unit > 0:
             return self._layer.quantize_activation(x)
         passes = self._arithmetic.passes
@@ -183,17 +204,17 @@ class IntegerRegion:
         passes = self._arithmetic.passes
         return rounded(x, grid, passes.levels_by_clipping, passes.levels_by_step)
 
-    def _as_images(self, x: Tensor) -> Tensor:
+    def as_images(self, x: Tensor) -> Tensor:
         """Return the layer's input, or something of its output's shape, as (N, C, H, W) in channels_last."""
         images = x if isinstance(self._layer, QuantConv2d) else x.reshape(-1, x.shape[-1], 1, 1)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _like_input(self, images: Tensor, x: Tensor) -> Tensor:
-        """Undo `_as_images` for an output."""
+    def like_input(self, images: Tensor, x: Tensor) -> Tensor:
+        """Undo `as_images` for an output."""
         return images if isinstance(self._layer, QuantConv2d) else images.reshape(*x.shape[:-1], images.shape[1])
 
-    def _shape(self, x: Tensor) -> tuple[int, ...]:
-        """Return the shape of the layer's output."""
+    def shape_for(self, x: Tensor) -> tuple[int, ...]:
+        """Return the shape of the layer's output for an input x."""
         layer = self._layer
         if not isinstance(layer, QuantConv2d):
             return (*x.shape[:-1], layer.out_features)

@@ -11,6 +11,7 @@ from qbw_eval.engine.convolutions import Affine, SplitOf
 from qbw_eval.engine.packing import Split, split_weights
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, Window, convolve, rounded, weight_bank
+from qbw_eval.quantization.bitwidths import restored
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
 _MOST_BITS = 8
@@ -88,6 +89,16 @@ class TritonConvolution:
         self._epilogues = Epilogues(*(torch.empty(0, width, device=device) for width in (*[len(layer.weight)] * 2, 2)))
         self._choices: dict[tuple[int, int], Tensor] = {}
 
+    @property
+    def bank(self) -> tuple[WeightBank, tuple[int, ...]]:
+        """The weights at every bitwidth that has integers, and which bitwidths those are."""
+        return self._banks.get(self._layer, self._make_bank)
+
+    @property
+    def epilogues(self) -> Epilogues:
+        """What follows the convolution in every way met so far; earlier ones keep their rows."""
+        return self._epilogues
+
     def __call__(
         self,
         images: Tensor,
@@ -99,27 +110,31 @@ class TritonConvolution:
         to: ActivationGrid | None,
     ) -> Tensor:
         """Return what the protocol says, in one launch."""
-        bank, bitwidths = self._banks.get(self._layer, self._bank)
+        bank, bitwidths = self.bank
+        choice = bitwidths.index(bits), self.way(affine, to)
+        if choice not in self._choices:
+            self._choices[choice] = torch.tensor(choice, dtype=torch.int32, device=self._device)
         return convolve(
             images,
             bank,
-            *self._way(affine, to, bitwidths.index(bits)),
+            self._epilogues,
+            self._choices[choice],
             window_of(self._layer),
             relu=relu,
             other=other,
-            rounding=_rounding_for(to, added=other is not None),
+            rounding=rounding_for(to, added=other is not None),
         )
 
-    def _bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
-        """Return the weights at every bitwidth that has integers, which bitwidths those are, and the bytes."""
-        found = {bits: self._split_of(bits) for bits in self._layer.bitwidth_options if bits <= _MOST_BITS}
+    def _make_bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
+        with restored(self._layer):  # on the CPU it is the network's own, whose bits others may look at
+            found = {bits: self._split_of(bits) for bits in self._layer.bitwidth_options if bits <= _MOST_BITS}
         splits = {bits: split for bits, split in found.items() if isinstance(split, Split)}
         bank = weight_bank(list(splits.values()), self._device)
         return (bank, tuple(splits)), bank.size
 
-    def _way(self, affine: Affine, to: ActivationGrid | None, bank: int) -> tuple[Epilogues, Tensor]:
-        """Return the table of epilogues, which grows by what is new to it, and the choice of a bank and a row."""
-        limits = (0.0, 0.0) if to is None else (float(to.largest), to.unit if to.clipping is None else to.clipping)
+    def way(self, affine: Affine, to: ActivationGrid | None) -> int:
+        """Return the row of `epilogues` that leads to these values or levels; a new one where it is new."""
+        limits = limits_of(to)
         way = self._ways.setdefault((affine, limits), len(self._ways))
         if way == len(self._epilogues.scales):
             new = (affine.scale, affine.bias, torch.tensor(limits))
@@ -127,9 +142,12 @@ class TritonConvolution:
             self._epilogues = Epilogues(
                 *(torch.cat([rows, row.to(self._device)[None]]) for rows, row in zip(old, new, strict=True))
             )
-        if (bank, way) not in self._choices:
-            self._choices[bank, way] = torch.tensor([bank, way], dtype=torch.int32, device=self._device)
-        return self._epilogues, self._choices[bank, way]
+        return way
+
+
+def limits_of(to: ActivationGrid | None) -> tuple[float, float]:
+    """Return the row of `Epilogues.limits` that a grid needs."""
+    return (0.0, 0.0) if to is None else (float(to.largest), to.unit if to.clipping is None else to.clipping)
 
 
 def window_of(layer: QuantConv2d | QuantLinear) -> Window:
@@ -145,7 +163,8 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return vertical, horizontal
 
 
-def _rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
+def rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
+    """Return how a region's value is rounded to a grid; where nothing is added it is in units of the grid already."""
     if to is None:
         return Rounding.NONE
     if not added:

@@ -141,6 +141,7 @@ def convolve(
     other: Tensor | None = None,
     rounding: Rounding = Rounding.NONE,
     tile: Tile | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return a convolution and what follows it, (N, out, H', W') in channels_last; uint8 where rounded, else float32.
 
@@ -154,13 +155,15 @@ def convolve(
         other: (N, out, H', W') float32 in channels_last, added before that.
         rounding: what becomes of the value.
         tile: how the work is cut up; what is thought best if left out.
+        out: what is returned, filled; a new tensor if left out.
     """
     samples, channels, height, width = x.shape
     outputs = bank.weights.shape[1]
     down, across = window.over(height, width)
     pixels = samples * down * across
-    dtype = torch.float32 if rounding is Rounding.NONE else torch.uint8
-    out = torch.empty(samples, down, across, outputs, dtype=dtype, device=x.device)
+    if out is None:
+        dtype = torch.float32 if rounding is Rounding.NONE else torch.uint8
+        out = torch.empty(samples, down, across, outputs, dtype=dtype, device=x.device).permute(0, 3, 1, 2)
     if pixels:
         tile = tile or best_tile(x.device, pixels, outputs, channels)
         _launch(
@@ -174,7 +177,7 @@ def convolve(
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-    return out.permute(0, 3, 1, 2)
+    return out
 
 
 def best_tile(device: torch.device, pixels: int, outputs: int, channels: int) -> Tile:

@@ -5,9 +5,11 @@ have changed since it last ran. Configurations are walked in lexicographic order
 changes early layers rarely; every value is dropped after its last use, which is known because the whole order is.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from qbw_eval.configurations import BitwidthConfiguration
 
@@ -17,6 +19,41 @@ Bits = tuple[int, ...]
 
 Compute = Callable[[Sequence[Any], Bits], Any]
 """What an operation does: (values of its inputs, bits of every layer) -> its value."""
+
+
+class UnreplayableError(Exception):
+    """What is launched cannot be recorded and replayed; the text says why and is no whole sentence."""
+
+
+class Dialled(Protocol):
+    """An operation with bits as data: what it launches is the same for many bits, and looks up on the device which."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes on the device that are held for as long as this lives."""
+        ...
+
+    def form(self, bits: Bits) -> Hashable | None:
+        """Return what is launched, as far as bits decide that; None where bits are none that it knows."""
+        ...
+
+    def dial(self, bits: Bits) -> tuple[int, int]:
+        """Return what says on the device which bits they are."""
+        ...
+
+    def run(self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None) -> Tensor:
+        """Return the value for whatever bits `dial` says; the same bits as `Operation.compute`.
+
+        Args:
+            inputs: their values.
+            form: of the bits.
+            dial: (2,) int32 on the device, read there only.
+            out: where the value may be written, if that saves a copy.
+
+        Raises:
+            UnreplayableError: these inputs need other launches.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +66,14 @@ class Operation:
         layers: which layers' bits it looks at, as positions in the layer names.
         compute: a pure function of its inputs and those bits; it changes no input, and does not depend on what was
             walked before.
+        dialled: the same with bits as data; None where nobody knows how, or there are no layers.
     """
 
     name: str
     inputs: tuple[int, ...]
     layers: frozenset[int]
     compute: Compute
+    dialled: Dialled | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,74 @@
+"""The integer engine's tests of layers once more, with Triton's kernel (under its interpreter) in place of oneDNN.
+
+The interpreter is slow, so that geometries and quantizers take turns; with TORTURE_SCALE=1 every one meets every other.
+"""
+
+import itertools
+import os
+
+import pytest
+import test_integer
+import torch
+from random_networks import layer_names_of
+from test_integer import GEOMETRIES, QUANTIZERS
+from torch import Tensor, nn
+
+from qbw_eval.engine.integer import IntegerEngine
+from qbw_eval.quantization.bitwidths import common_options
+from qbw_eval.quantization.layers import QuantConv2d, QuantizedLayer
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gpu]'")
+
+from qbw_eval.engine.triton_arithmetic import TritonArithmetic
+
+KNOWN = [name for name in GEOMETRIES if name not in ("groups", "depthwise")]
+"""Grouped convolutions run in float32 (`test_triton`)."""
+
+ALL = "TORTURE_SCALE" in os.environ
+BOTH = list(itertools.product(KNOWN, QUANTIZERS)) if ALL else list(zip(KNOWN, QUANTIZERS, strict=True))
+EXTREMES = (
+    list(itertools.product((1, -1, 0), QUANTIZERS)) if ALL else list(zip((1, -1, 0), QUANTIZERS[2:], strict=True))
+)
+
+
+@pytest.fixture(autouse=True)
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine_of(network: nn.Module, inputs: Tensor) -> IntegerEngine:
+        arithmetic = TritonArithmetic(torch.device("cpu"), test_integer.MUCH)
+        options = common_options(network)
+        return IntegerEngine(
+            *(network, layer_names_of(network), inputs, options, test_integer.MUCH), arithmetic=arithmetic
+        )
+
+    def runs_in_integers(layer: QuantizedLayer, _bits: int) -> bool:
+        return not isinstance(layer, QuantConv2d) or layer.groups == 1
+
+    monkeypatch.setattr(test_integer, "engine_of", engine_of)
+    monkeypatch.setattr(test_integer, "runs_in_integers", runs_in_integers)
+
+
+@pytest.mark.parametrize(("geometry", "quantizers"), BOTH)
+def test_a_convolution_is_numpys_at_every_bitwidth(geometry: str, quantizers: tuple[str, str]) -> None:
+    test_integer.test_a_convolution_is_numpys_at_every_bitwidth(*quantizers, GEOMETRIES[geometry])
+
+
+@pytest.mark.parametrize("quantizers", QUANTIZERS if ALL else QUANTIZERS[3:])
+@pytest.mark.parametrize("shape", [(3, 40), (2, 3, 2, 40)], ids=["rows", "images"])
+def test_a_linear_layer_is_numpys_at_every_bitwidth(quantizers: tuple[str, str], shape: tuple[int, ...]) -> None:
+    test_integer.test_a_linear_layer_is_numpys_at_every_bitwidth(*quantizers, shape)
+
+
+@pytest.mark.parametrize("quantizers", QUANTIZERS if ALL else QUANTIZERS[1:2])
+def test_normalized_weights_are_numpys_integers_times_one_scale(quantizers: tuple[str, str]) -> None:
+    test_integer.test_normalized_weights_are_numpys_integers_times_one_scale(*quantizers)
+
+
+@pytest.mark.parametrize(("sign", "quantizers"), EXTREMES)
+def test_the_largest_sums_are_exact(sign: int, quantizers: tuple[str, str]) -> None:
+    test_integer.test_the_largest_sums_are_exact(*quantizers, sign)
+
+
+@pytest.mark.parametrize("residual", [False, True] if ALL else [True])
+@pytest.mark.parametrize("quantizers", QUANTIZERS if ALL else QUANTIZERS[2:3])
+def test_two_layers_are_numpys_at_any_two_bitwidths(quantizers: tuple[str, str], residual: bool) -> None:
+    test_integer.test_two_layers_are_numpys_at_any_two_bitwidths(*quantizers, relu=True, residual=residual)
