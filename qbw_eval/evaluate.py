@@ -14,7 +14,7 @@ import torch
 
 from qbw_eval.checkpoints.native import Checkpoint
 from qbw_eval.configurations import BitwidthConfiguration, SamplerSettings, sample
-from qbw_eval.data.batches import Batch, Batches, batches_on
+from qbw_eval.data.batches import Batch, Batches, SentBatches, batches_on
 from qbw_eval.data.fit import check_data_fit, layers_on
 from qbw_eval.data.split import Split
 from qbw_eval.engine.choose import Engine, choose_engine
@@ -271,15 +271,33 @@ def evaluate(
 class _Data:
     """The batches, and what configurations are compared with on each; None where nothing is compared."""
 
-    batches: Batches
+    batches: Batches | SentBatches
     reference: Comparison | None
 
     @classmethod
     def of(cls, evaluation: Evaluation, batch_size: int) -> "_Data":
-        """Make batches; all of them are on a GPU at once where the budget allows it."""
-        split, settings = evaluation.split, evaluation.settings
-        resident = settings.device.type == "cpu" or bytes_of(split.inputs) <= evaluation.budget.data
-        return cls(batches_on(split, batch_size, settings.device, resident=resident), comparison_of(evaluation))
+        """Make batches; all of them are on a GPU at once, in their narrowest form, where the budget allows it."""
+        device = evaluation.settings.device
+        batches = batches_on(
+            evaluation.split,
+            batch_size,
+            device,
+            resident=is_resident(evaluation),
+            narrow=device.type != "cpu",  # where they lie in memory anyway
+        )
+        return cls(batches, comparison_of(evaluation))
+
+
+def data_bytes(evaluation: Evaluation) -> int:
+    """Return how many bytes samples and labels take: as they are on the CPU, in their narrowest form elsewhere."""
+    split = evaluation.split
+    on_cpu = evaluation.settings.device.type == "cpu"
+    return bytes_of((split.inputs, split.labels)) if on_cpu else split.narrow_bytes
+
+
+def is_resident(evaluation: Evaluation) -> bool:
+    """Return whether all samples are on the device at once."""
+    return evaluation.settings.device.type == "cpu" or data_bytes(evaluation) <= evaluation.budget.data
 
 
 def comparison_of(evaluation: Evaluation) -> Comparison | None:
@@ -291,8 +309,8 @@ def comparison_of(evaluation: Evaluation) -> Comparison | None:
     budget, measures = evaluation.budget, evaluation.settings.measures
     if not measures.comparisons:
         return None
-    size = 0 if evaluation.settings.device.type == "cpu" else bytes_of(evaluation.split.inputs)
-    limit = budget.data - size if size <= budget.data else budget.data
+    shared = evaluation.settings.device.type != "cpu" and is_resident(evaluation)
+    limit = budget.data - data_bytes(evaluation) if shared else budget.data
     return Comparison(evaluation.engine, evaluation.plan.reference, limit, kl=measures.kl)
 
 

@@ -17,9 +17,17 @@ import torch
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.data.batches import batches_on
 from qbw_eval.engine.tally import Measurement
-from qbw_eval.evaluate import Evaluation, batch_size_for, comparison_of, measure, provenance_of, too_little_memory
+from qbw_eval.evaluate import (
+    Evaluation,
+    batch_size_for,
+    comparison_of,
+    data_bytes,
+    measure,
+    provenance_of,
+    too_little_memory,
+)
 from qbw_eval.memory import is_out_of_memory
-from qbw_eval.nested import bytes_of
+from qbw_eval.nested import to_device
 from qbw_eval.networks.factory import running
 from qbw_eval.rows import record_table
 from schemas import records
@@ -226,11 +234,9 @@ def _memory(evaluation: Evaluation, chunk: Configurations, probe: Probe) -> Memo
     reference_bytes = probe.reference_bytes * len(split) // probe.samples
     probed = split.limited(2)
     with torch.no_grad():
-        peak = evaluation.engine.peak_bytes(
-            batches_on(probed, len(probed), evaluation.settings.device).pairs[0][0], chunk
-        )
+        peak = evaluation.engine.peak_bytes(to_device(probed.inputs, evaluation.settings.device), chunk)
     return Memory(
-        data_bytes=bytes_of(split.inputs) + split.labels.nbytes,
+        data_bytes=data_bytes(evaluation),
         reference_bytes=0 if comparison is None else min(reference_bytes, comparison.limit),
         weight_bytes=min(budget.caches, 4 * len(plan.options) * sum(layer.weights for layer in plan.table.layers)),
         activation_bytes=None if peak is None else peak * probe.batch_size // len(probed),

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 
-def for_each_tensor(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return containers like those of `inputs` that hold what `change` makes of each tensor, in order."""
+def for_each_tensor(inputs: Any, change: Callable[[Any], Any]) -> Any:
+    """Return containers like those of `inputs` that hold what `change` makes of each tensor, in order.
+
+    Of whatever is no container, that is: a tensor, or what stands for one (`data.narrow.Narrow`).
+    """
     if isinstance(inputs, Mapping):
         return {key: for_each_tensor(value, change) for key, value in inputs.items()}
     if isinstance(inputs, list | tuple):

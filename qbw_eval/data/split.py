@@ -2,13 +2,17 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qbw_eval.data.mapped import MappedFile
-from qbw_eval.nested import first_sample, places, samples
+from qbw_eval.data.narrow import Form, Narrow, bytes_in, form_of, narrowed
+from qbw_eval.memory import free_memory
+from qbw_eval.nested import first_sample, for_each_tensor, places, samples, tensors_in
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -54,6 +58,33 @@ class Split:
     def num_classes(self) -> int:
         """What the source says, or one more than the largest label."""
         return int(self.labels.max()) + 1 if self.classes is None else self.classes
+
+    @cached_property
+    def forms(self) -> tuple[Form, ...]:
+        """The narrowest forms of the inputs' tensors in order, and of the labels; all values are looked at, once."""
+        return tuple(form_of(tensor) for tensor in tensors_in((self.inputs, self.labels)))
+
+    @property
+    def narrow_bytes(self) -> int:
+        """How many bytes inputs and labels take in their narrowest forms."""
+        tensors = tensors_in((self.inputs, self.labels))
+        return sum(bytes_in(form, tensor) for form, tensor in zip(self.forms, tensors, strict=True))
+
+    def narrowed(self, device: torch.device) -> tuple[Any, Narrow]:
+        """Return inputs and labels in their narrowest forms on a device, a piece at a time."""
+        forms = iter(self.forms)
+        kept = for_each_tensor((self.inputs, self.labels), lambda tensor: narrowed(tensor, next(forms), device))
+        return kept[0], kept[1]
+
+    @cached_property
+    def narrow_copy(self) -> tuple[Any, Narrow] | None:
+        """The same in memory, made once for all checkpoints.
+
+        None where the samples lie in a file, and may be more than memory holds, or where a copy would take more than a
+        quarter of what is free.
+        """
+        cpu = torch.device("cpu")
+        return self.narrowed(cpu) if self.file is None and self.narrow_bytes <= free_memory(cpu) // 4 else None
 
     def limited(self, limit: int | None) -> "Split":
         """Return the first `limit` samples, all where it is None or larger."""

@@ -14,11 +14,21 @@ from qbw_eval import evaluate as evaluate_module
 from qbw_eval import memory
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.data.batches import batches_on
+from qbw_eval.data.batches import Batches, SentBatches, batches_on
 from qbw_eval.data.sources import load_split
 from qbw_eval.engine.choose import Engine
-from qbw_eval.evaluate import Evaluation, EvaluationSettings, evaluate, prepare
+from qbw_eval.evaluate import (
+    Evaluation,
+    EvaluationSettings,
+    comparison_of,
+    data_bytes,
+    evaluate,
+    is_resident,
+    measure,
+    prepare,
+)
 from qbw_eval.memory import MemoryBudget, free_memory, is_out_of_memory, parse_size
+from qbw_eval.nested import to_device
 from schemas.errors import QBWError
 
 CPU = torch.device("cpu")
@@ -334,6 +344,71 @@ def test_batches_are_the_split_in_order_each_time_they_are_gone_through(
         assert [len(batch.labels) for batch in found[:-1]] == [size] * (len(batches) - 1)
         assert torch.equal(torch.cat([batch.inputs for batch in found]), evaluation.split.inputs)
         assert torch.equal(torch.cat([batch.labels for batch in found]), evaluation.split.labels)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("narrow", [True, False])
+def test_what_is_measured_does_not_depend_on_how_data_are_kept(
+    evaluation: Evaluation, resident: bool, narrow: bool
+) -> None:
+    configurations = list(evaluation.plan.configurations)
+    expected = measure(evaluation.engine, batches_on(evaluation.split, 25, CPU), configurations)
+    batches = batches_on(evaluation.split, 25, CPU, resident=resident, narrow=narrow)
+    assert measure(evaluation.engine, batches, configurations) == expected
+
+
+# --- data on a GPU --------------------------------------------------------------------------------------------------
+
+
+def on_a_gpu(evaluation: Evaluation, budget: int) -> Evaluation:
+    """Return an evaluation that would run there; it cannot here, but what it would do with its data can be seen."""
+    return dataclasses.replace(
+        evaluation,
+        settings=dataclasses.replace(evaluation.settings, device=torch.device("cuda")),
+        budget=MemoryBudget(budget),
+    )
+
+
+def test_data_stay_on_a_gpu_where_their_narrowest_form_fits(evaluation: Evaluation) -> None:
+    """The digits have 17 shades: a byte each, and a table."""
+    size = SAMPLES * 64 + 17 * 4 + SAMPLES
+    assert data_bytes(evaluation) == SAMPLES * 64 * 4 + SAMPLES * 8
+    assert is_resident(dataclasses.replace(evaluation, budget=MemoryBudget(0))), "on the CPU they lie there anyway"
+    for budget, resident, left in ((4 * size, True, 0), (4 * size + 40, True, 10), (4 * size - 4, False, size - 1)):
+        there = on_a_gpu(evaluation, budget)
+        assert data_bytes(there) == size
+        assert is_resident(there) == resident
+        comparison = comparison_of(there)
+        assert comparison is not None
+        assert comparison.limit == left, "what the data leave is for the reference's results"
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_on_a_gpu_the_same_rows_come_of_narrow_data(
+    evaluation: Evaluation, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is called a GPU where its data are decided on, and is the CPU."""
+    expected, _, _ = rows_of(evaluation)
+    size = evaluation.split.narrow_bytes
+    kinds = []
+
+    def here(of: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **more: of(*(CPU if one == torch.device("cuda") else one for one in given), **more)
+
+    def batches(*given: Any, **more: Any) -> Any:
+        made = here(batches_on)(*given, **more)
+        kinds.append((type(made), made.parts[0][0].values.dtype))
+        return made
+
+    monkeypatch.setattr(evaluate_module, "batches_on", batches)
+    monkeypatch.setattr(evaluate_module, "to_device", here(to_device))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "cpu")
+    engine = Cramped(evaluation.engine, lambda _size, _number: False, MemoryError(), needs=None)
+    there = dataclasses.replace(on_a_gpu(evaluation, 4 * size - 4 * (not fits)), engine=engine)
+    there = cramped(there, engine, batch_size=60)
+    rows, _, _ = rows_of(there)
+    assert kinds == [(Batches if fits else SentBatches, torch.uint8)]
+    assert_same(rows, expected)
 
 
 def test_memory_that_ends_before_anything_is_measured_is_one_sentence_too(

@@ -22,7 +22,8 @@ import torch
 
 from qbw_eval.checkpoints.safe_load import CheckpointError
 from qbw_eval.data import errors, labels, room
-from qbw_eval.data.batches import batches_on
+from qbw_eval.data import split as split_module
+from qbw_eval.data.batches import Batches, SentBatches, batches_on
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.sources import load_split
 from qbw_eval.data.split import Split, SplitName
@@ -172,6 +173,52 @@ def test_batches_are_the_split_in_order(batch_size: int) -> None:
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
 
 
+def a_split_of_pictures() -> Split:
+    """Pictures that were bytes, 7 of them, channels last."""
+    pictures = torch.randint(0, 256, (7, 3, 16, 16), generator=torch.Generator().manual_seed(1)) / 255
+    return replace(
+        a_split(),
+        inputs={"front": pictures.contiguous(memory_format=torch.channels_last), "back": [torch.randn(7, 5)]},
+        labels=torch.tensor([0, 2, 1, 2, 0, 1, 1]),
+    )
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("scarce", [True, False])
+def test_batches_have_the_splits_bits_and_layout_however_they_are_kept(
+    resident: bool, narrow: bool, scarce: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scarce:
+        monkeypatch.setattr(split_module, "free_memory", lambda _device: 4 * split.narrow_bytes - 1)
+    split = a_split_of_pictures()
+    batches = batches_on(split, 3, torch.device("cpu"), resident=resident, narrow=narrow)
+    assert isinstance(batches, Batches if resident else SentBatches)
+    pictures = batches.parts[0][0]["front"].values
+    assert pictures.dtype == (torch.uint8 if narrow and (resident or not scarce) else torch.float32)
+    assert (split.narrow_copy is None) == scarce
+    for _ in range(2):
+        first = 0
+        for batch in batches:
+            part = slice(first, first + 3)
+            first += 3
+            assert torch.equal(batch.inputs["front"], split.inputs["front"][part])
+            assert batch.inputs["front"].stride() == split.inputs["front"].stride()
+            assert torch.equal(batch.inputs["back"][0], split.inputs["back"][0][part])
+            assert torch.equal(batch.labels, split.labels[part])
+            assert batch.labels.dtype == torch.int64
+        assert first == 9
+
+
+def test_a_split_knows_how_little_it_takes() -> None:
+    split = a_split_of_pictures()
+    values, labels = 3 * 256, 7
+    assert split.narrow_bytes == 7 * values + 3 * 4 * 256 + split.inputs["back"][0].nbytes + labels
+    assert split.narrow_copy is split.narrow_copy, "it is made once"
+    assert split.narrow_copy is not None
+    assert split.narrow_copy[0]["back"][0].values is split.inputs["back"][0], "and only of what becomes smaller"
+
+
 # --- splits of nested inputs ------------------------------------------------------------------------------------------
 
 
@@ -233,9 +280,10 @@ def test_nested_inputs_are_limited_everywhere() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
 @pytest.mark.parametrize("resident", [True, False])
-def test_batches_of_nested_inputs_are_the_split_in_order(batch_size: int, resident: bool) -> None:
+@pytest.mark.parametrize("narrow", [True, False])
+def test_batches_of_nested_inputs_are_the_split_in_order(batch_size: int, resident: bool, narrow: bool) -> None:
     split = a_nested_split()
-    batches = batches_on(split, batch_size, torch.device("cpu"), resident=resident)
+    batches = batches_on(split, batch_size, torch.device("cpu"), resident=resident, narrow=narrow)
     assert len(batches) == -(-6 // batch_size)
     for _ in range(2):  # any number of times
         position = 0

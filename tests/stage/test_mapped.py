@@ -17,6 +17,7 @@ from test_safetensors import file_of
 
 from qbw_eval.checkpoints.read import read_checkpoint
 from qbw_eval.data import inputs, mapped, npz_file, tensor_file
+from qbw_eval.data.batches import batches_on
 from qbw_eval.data.errors import DataError
 from qbw_eval.data.mapped import MappedFile
 from qbw_eval.data.sources import load_split
@@ -88,6 +89,20 @@ def test_mapped_and_read_are_the_same_data(
     assert there.data_id() == read.data_id()
     assert there.limited(7).data_id() == read.limited(7).data_id()
     assert there.limited(7).file is there.file
+
+
+@pytest.mark.usefixtures("small_files_are_mapped")
+def test_a_file_is_narrowed_on_its_way_to_a_device_and_nowhere_else(tmp_path: Path) -> None:
+    pictures = (np.arange(40 * 64).reshape(IMAGES.shape) % 256 / 255).astype(np.float32)
+    split, cpu = load(safetensors(tmp_path / "d.safetensors", pictures)), torch.device("cpu")
+    assert split.file is not None
+    sent = batches_on(split, 16, cpu, resident=False, narrow=True)
+    assert all(split.file.holds(inputs.values) for inputs, _ in sent.parts), "sent from where it lies, in float32"
+    kept = batches_on(split, 16, cpu, resident=True, narrow=True)
+    assert [inputs.values.dtype for inputs, _ in kept.parts] == [torch.uint8] * 3
+    for batches in (sent, kept):
+        assert np.array_equal(torch.cat([batch.inputs for batch in batches]).numpy(), pictures)
+    assert split.narrow_copy is None
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:
@@ -332,6 +347,8 @@ def test_damage_of_a_mapped_file_ends_as_that_of_a_read_one(
 MEASURE = """
 import re, sys, threading
 from pathlib import Path
+import torch
+from qbw_eval.data.batches import batches_on
 from qbw_eval.data.sources import load_split
 from qbw_eval.settings.data import DataSettings
 
@@ -348,8 +365,8 @@ for path in sys.argv[1:]:
     watcher.start()
     split = load_split(DataSettings(source="tensors", validation=Path(path)), "validation")
     split.data_id()
-    for first in range(0, len(split), 500):
-        split.inputs[first : first + 500].sum()
+    for batch in batches_on(split, 100, torch.device("cpu"), resident=False, narrow=True):
+        batch.inputs.sum()
     done.set()
     watcher.join()
     print(split.file is not None, max(peak[0], anonymous()) - before)
