@@ -212,6 +212,14 @@ def test_the_digest_tells_where_one_value_ends_and_the_next_begins() -> None:
     assert digest(0.0, kind=pa.float64()) != digest(-0.0, kind=pa.float64())
 
 
+@pytest.mark.parametrize("texts", [0, 2])
+def test_the_digest_of_texts_without_a_byte_is_of_their_number_and_lengths(texts: int) -> None:
+    plainly = f"a:string:{texts};".encode() + bytes(texts) + bytes(8 * texts)  # none is null, each has length 0
+    expected = hashlib.blake2b(plainly, digest_size=16).hexdigest()
+    for array in (pa.array([""] * texts, pa.string()), pa.array(["x", *[""] * texts])[1:]):
+        assert digest_of(pa.table({"a": array})) == expected
+
+
 def test_the_digest_changes_with_a_columns_name_its_type_and_the_order_of_columns() -> None:
     column = pa.array([1, 2], pa.int32())
     tables = [
@@ -376,7 +384,7 @@ def test_a_page_that_lies_under_a_right_digest_of_bytes_is_a_sentence() -> None:
     data = encoded(table, digest=f"{digest_of(table)}-{'0' * 32}")
     page = data.index(b"q" * 32)
     lying = resealed(data[:page] + b"r" + data[page + 1 :])
-    with pytest.raises(PartError, match=r"^here: damaged \(.*\); move it away and evaluate again$"):
+    with pytest.raises(PartError, match=r"^here: damaged \(.*CRC checksum.*\); move it away and evaluate again$"):
         open_part(lying, records.KIND, "here").read(["record_id"])
 
 
