@@ -7,9 +7,9 @@ tried did. But almost a third still went unnoticed, among them in statistics, by
 the second. The first is computed from the values, not from Arrow's IPC bytes, so that it does not depend on how a
 version of Arrow lays out its buffers.
 
-The digest of the bytes is what a report of millions of rows spends its time on, so it is by XXH3, which is no slower
-than memory: 128 bits of it find damage as surely as a cryptographic hash does. Neither keeps anybody from forging a
-part, as no part is signed.
+A report of millions of rows would spend a third of its time on the digest of their bytes, so it is by XXH3, which is no
+slower than memory: 128 bits of it find damage as surely as a cryptographic hash does. Neither keeps anybody from
+forging a part, as no part is signed.
 """
 
 import hashlib
