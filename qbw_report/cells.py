@@ -2,105 +2,204 @@
 
 Statistics are made in two steps, as in MapReduce: each part is counted by itself (`count_cells`), and the counts are
 added (`merge_cells`). They are integers, smallest and largest values, so that one process and twenty get equal bytes,
-however the rows are spread over parts.
+however the rows are spread over parts. What is counted goes from one process to another, so it is small and flat: what
+rows have in common once a group, the sums as one array.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from qbw_report.exact import COLUMNS, MOST_TERMS, limb_columns, split_floats
+from qbw_report.exact import (
+    LIMBS,
+    MOST_TERMS,
+    SQUARE_LIMBS,
+    limbs_of,
+    put_together,
+    split_floats,
+    squares_of,
+    units_of,
+)
 from schemas.errors import QBWError
 from schemas.records import RECORD_SCHEMA
 
 TEXTS = (
     "experiment", "split", "data_id", "network_id", "checkpoint", "checkpoint_id", "model_id", "engine",
 )  # fmt: skip
-"""Columns of text that rows of one cell share."""
+"""Columns of text that rows of one group share."""
 
-READ = (*TEXTS, "epoch", "num_samples", "avg_bitwidth", "correct", "loss", "evaluated_at")
+NUMBERS = ("epoch", "num_samples")
+"""Numbers that rows of one group share."""
+
+READ = (*TEXTS, *NUMBERS, "avg_bitwidth", "correct", "loss", "evaluated_at")
 """Columns of a record that its cell is made from. `accuracy` is not one: it is `correct / num_samples`."""
 
-NUMBERS = ("epoch", "num_samples", "avg_bitwidth", "loss_exponent")
-"""Numbers that rows of one cell share; a loss is an integer times two to `loss_exponent`, which is null where the loss
-is not finite."""
+LINE = np.dtype(
+    [
+        ("group", np.int64),
+        ("avg_bitwidth", np.float64),
+        ("loss_unit", np.int64),  # losses are whole numbers of two to this
+        ("rows", np.int64),
+        ("losses", np.int64),  # how many of these rows have a finite loss
+        ("correct", np.int64, LIMBS),  # sums of limbs
+        ("correct_squares", np.int64, SQUARE_LIMBS),
+        ("loss", np.int64, LIMBS),
+        ("loss_squares", np.int64, SQUARE_LIMBS),
+        ("correct_min", np.int64),
+        ("correct_max", np.int64),
+        ("loss_min", np.float64),  # NaN: there is none
+        ("loss_max", np.float64),
+        ("loss_exponent", np.int64),  # the smallest; 0 of a loss that is not finite
+        ("evaluated_at", np.int64),  # the latest, in microseconds since 1970
+    ]
+)
+"""A cell: the rows of one group, average bitwidth and unit of losses."""
 
-CORRECT = tuple(f"correct_{place}" for place in range(COLUMNS))
-LOSS = tuple(f"loss_{place}" for place in range(COLUMNS))
-"""Sums of `qbw_report.exact.limb_columns`."""
-
-_TYPES = {name: RECORD_SCHEMA.field(name).type for name in READ}
-
-_SUMS = ("rows", *CORRECT, *LOSS)
-_SMALLEST = ("correct_min", "loss_min")
+_SUMS = ("rows", "losses", "correct", "correct_squares", "loss", "loss_squares")
+_SMALLEST = ("correct_min", "loss_min", "loss_exponent")
 _LARGEST = ("correct_max", "loss_max", "evaluated_at")
+_WHOLE = ("correct", "correct_squares", "loss", "loss_squares")
 
 
-def count_cells(rows: pa.Table, texts: Sequence[str] = TEXTS, same: Mapping[str, object] | None = None) -> pa.Table:
-    """Return a line for each cell of these rows: what its rows share, and their sums, smallest and largest values.
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Rows, counted.
+
+    Attributes:
+        names: what rows of a group share: columns of text, and `NUMBERS`.
+        groups: the values of these, of each group that has rows.
+        lines: the cells, of type `LINE`; `group` is a place in `groups`.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[tuple[object, ...], ...]
+    lines: np.ndarray
+
+
+def count_cells(rows: pa.Table, texts: Sequence[str] = TEXTS, same: Mapping[str, object] | None = None) -> Cells:
+    """Return the cells of these rows.
 
     Args:
         rows: with `texts` and the numbers of `READ`, finite `avg_bitwidth` and no nulls in `epoch`, `num_samples`,
-            `correct` and `evaluated_at`.
-        texts: columns of text that rows of one cell share.
-        same: columns that `rows` does not have, because all rows have this value.
+            `correct` and `evaluated_at`; none negative in `correct`.
+        texts: columns of text that rows of one group share.
+        same: columns that `rows` does not have, because all rows have this value; of `evaluated_at`, the latest.
     """
     same = same or {}
-    loss = rows["loss"].to_numpy()
+    names = (*texts, *NUMBERS)
+    groups, group = _groups_of(rows, names, same)
+    average, correct, loss = (rows[name].to_numpy() for name in ("avg_bitwidth", "correct", "loss"))
     finite = np.isfinite(loss)
-    mantissas, exponents = split_floats(np.where(finite, loss, 0.0))
-    shared = [name for name in (*texts, *NUMBERS[:3]) if name not in same]
-    order, starts = _cells([*(_codes(rows[name]) for name in shared), exponents - exponents.min(initial=0), finite])
+    integers, exponents = split_floats(np.where(finite, loss, 0.0))
+    units = units_of(exponents)
+    order, starts = _cells([group, _codes(rows["avg_bitwidth"]), units - units.min(initial=0)])
     firsts = order[starts]
-    columns: dict[str, pa.Array] = {name: rows[name].take(pa.array(firsts)) for name in shared}
-    columns["loss_exponent"] = pa.array(exponents[firsts], mask=~finite[firsts])
-    columns["rows"] = pa.array(np.diff(np.append(starts, len(order))))
-    correct, known = rows["correct"].to_numpy(), np.where(finite, loss, np.nan)
-    summed = zip((*CORRECT, *LOSS), [*limb_columns(correct), *limb_columns(mantissas)], strict=True)
-    columns |= {name: _reduced(np.add, values, order, starts) for name, values in summed}
-    columns |= {"correct_min": _reduced(np.minimum, correct, order, starts)}
-    columns |= {"correct_max": _reduced(np.maximum, correct, order, starts)}
-    columns |= {"loss_min": _reduced(np.minimum, known, order, starts)}
-    columns |= {"loss_max": _reduced(np.maximum, known, order, starts)}
-    if "evaluated_at" not in same:
-        times = rows["evaluated_at"].cast(pa.int64()).to_numpy()
-        columns["evaluated_at"] = _reduced(np.maximum, times, order, starts).cast(_TYPES["evaluated_at"])
-    columns |= {name: pa.repeat(pa.scalar(value, _TYPES[name]), len(starts)) for name, value in same.items()}
-    return pa.table({name: columns[name] for name in (*texts, *NUMBERS, *_SUMS, *_SMALLEST, *_LARGEST)})
+    lines = np.zeros(len(starts), LINE)
+    lines["group"], lines["avg_bitwidth"], lines["loss_unit"] = group[firsts], average[firsts], units[firsts]
+    lines["rows"] = np.diff(starts, append=len(order))
+    lines["losses"] = np.add.reduceat(finite[order], starts, dtype=np.int64)
+    correct, loss = correct[order], np.where(finite, loss + 0.0, np.nan)[order]  # 0.0, never -0.0
+    _put_sums(lines, "correct", limbs_of(correct), starts)
+    _put_sums(lines, "loss", limbs_of(integers[order], (exponents - units)[order]), starts)
+    lines["correct_min"], lines["loss_min"] = np.minimum.reduceat(correct, starts), np.fmin.reduceat(loss, starts)
+    lines["correct_max"], lines["loss_max"] = np.maximum.reduceat(correct, starts), np.fmax.reduceat(loss, starts)
+    lines["loss_exponent"] = np.minimum.reduceat(np.where(finite, exponents, 0)[order], starts)
+    if "evaluated_at" in same:
+        lines["evaluated_at"] = pa.scalar(same["evaluated_at"], _TIME).value
+    else:
+        lines["evaluated_at"] = np.maximum.reduceat(rows["evaluated_at"].cast(pa.int64()).to_numpy()[order], starts)
+    return Cells(names=names, groups=groups, lines=lines)
 
 
-def merge_cells(counted: Sequence[pa.Table], texts: Sequence[str] = TEXTS) -> pd.DataFrame:
-    """Return the cells of all parts, each once; the order of lines says nothing. `evaluated_at` is the latest.
+def _put_sums(lines: np.ndarray, name: str, limbs: Sequence[np.ndarray], starts: np.ndarray) -> None:
+    """Write the sums of each cell's numbers, and of their squares, from their limbs in the order of the cells."""
+    for column, values in ((name, limbs), (f"{name}_squares", squares_of(limbs))):
+        for place, limb in enumerate(values):
+            lines[column][:, place] = np.add.reduceat(limb, starts)
+
+
+def merge_cells(counted: Sequence[Cells]) -> Cells:
+    """Return the cells of all parts, each once; the order of lines says nothing.
 
     Args:
-        counted: `count_cells` of each part; at least one line in all.
-        texts: columns of text that rows of one cell share.
+        counted: `count_cells` of each part; at least one, all of the same names.
 
     Raises:
         QBWError: more rows share a cell than can be added exactly.
     """
-    table = pa.concat_tables(counted).combine_chunks()
-    shared = [*texts, *NUMBERS]
-    order, starts = _cells([_codes(table[name]) for name in shared])
-    columns = {name: table[name].take(pa.array(order[starts])) for name in shared}
-    for names, function in ((_SUMS, np.add), (_SMALLEST, np.minimum), (_LARGEST, np.maximum)):
-        columns |= {name: _reduced(function, table[name].to_numpy(), order, starts) for name in names}
-    cells: pd.DataFrame = pa.table(columns).to_pandas()
-    if cells["rows"].max() > MOST_TERMS:
-        largest = cells.iloc[int(cells["rows"].argmax())]
+    places: dict[tuple[object, ...], int] = {}
+    lines = np.concatenate([part.lines for part in counted])
+    lines["group"] = np.concatenate(
+        [
+            np.array([places.setdefault(group, len(places)) for group in part.groups], np.int64)[part.lines["group"]]
+            for part in counted
+        ]
+    )
+    _, average = np.unique(lines["avg_bitwidth"], return_inverse=True)
+    order, starts = _cells([lines["group"], average, lines["loss_unit"] - lines["loss_unit"].min(initial=0)])
+    merged = lines[order[starts]]
+    if len(merged) < len(lines):  # mostly no two parts share a cell
+        for names, function in ((_SUMS, np.add), (_SMALLEST, np.fmin), (_LARGEST, np.fmax)):
+            for name in names:
+                merged[name] = function.reduceat(lines[name][order], starts)
+    cells = Cells(names=counted[0].names, groups=tuple(places), lines=merged)
+    if merged["rows"].max(initial=0) > MOST_TERMS:
+        largest = merged[merged["rows"].argmax()]
+        of = dict(zip(cells.names, cells.groups[largest["group"]], strict=True))
         raise QBWError(
-            f"{largest['experiment']}: epoch {largest['epoch'] + 1} has {largest['rows']:,} rows of equal bitwidth, "
+            f"{of['experiment']}: epoch {int(str(of['epoch'])) + 1} has {largest['rows']:,} rows of equal bitwidth, "
             f"more than the {MOST_TERMS:,} that can be added exactly; report on fewer"
         )
     return cells
 
 
-def _reduced(function: np.ufunc, values: np.ndarray, order: np.ndarray, starts: np.ndarray) -> pa.Array:
-    if not values.any():  # most high limbs are 0 everywhere
-        return pa.array(np.zeros(len(starts), values.dtype))
-    return pa.array(function.reduceat(values[order], starts), from_pandas=True)  # NaN: there is none
+def groups_frame(names: Sequence[str], groups: Sequence[tuple[object, ...]]) -> pd.DataFrame:
+    """Return a line for each group of `Cells`, in their order: what its rows share."""
+    columns = zip(*groups, strict=True) if groups else [()] * len(names)
+    types = [RECORD_SCHEMA.field(name).type if name in RECORD_SCHEMA.names else pa.string() for name in names]
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]
+    frame: pd.DataFrame = pa.table(arrays, list(names)).to_pandas()
+    return frame
+
+
+def cells_frame(cells: Cells, groups: pd.DataFrame) -> pd.DataFrame:
+    """Return a line for each cell: the columns of its group, and its numbers; sums are Python's integers.
+
+    Args:
+        cells: of which every group has rows.
+        groups: `groups_frame`, with whatever columns more.
+    """
+    lines = cells.lines
+    columns = {name: groups[name].array.take(lines["group"]) for name in groups.columns}
+    for name in LINE.names or ():
+        if name in _WHOLE:
+            columns[name] = put_together(lines[name])
+        elif name != "group":
+            columns[name] = np.ascontiguousarray(lines[name])
+    columns["evaluated_at"] = pd.to_datetime(columns["evaluated_at"], unit="us", utc=True)
+    return pd.DataFrame(columns)
+
+
+_TIME = RECORD_SCHEMA.field("evaluated_at").type
+
+
+def _groups_of(
+    rows: pa.Table, names: Sequence[str], same: Mapping[str, object]
+) -> tuple[tuple[tuple[object, ...], ...], np.ndarray]:
+    """Return what tells rows apart that are of different groups, and the place of each row's in it."""
+    differ = [name for name in names if name not in same]
+    if not differ or not len(rows):
+        only = tuple(same.get(name) for name in names)
+        return ((only,) if len(rows) else ()), np.zeros(len(rows), np.int64)
+    order, starts = _cells([_codes(rows[name]) for name in differ])
+    group = np.empty(len(rows), np.int64)
+    group[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
+    firsts = pa.array(order[starts])
+    columns = [[same[name]] * len(starts) if name in same else rows[name].take(firsts).to_pylist() for name in names]
+    return tuple(zip(*columns, strict=True)), group
 
 
 def _cells(codes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,9 @@ def add_series(frame: pd.DataFrame) -> pd.DataFrame:
     several = known["experiment"].duplicated(keep=False)
     data = name + " [" + known["split"].map(printable) + " " + known["data_id"].str[:8]
     computed_twice = known.duplicated(["experiment", "split", "data_id"], keep=False)
-    name = name.where(~several, data + (", " + _engines_of(frame, known)).where(computed_twice, "") + "]")
+    if computed_twice.any():
+        data += (", " + _engines_of(frame, known)).where(computed_twice, "")
+    name = name.where(~several, data + "]")
     # Two names can still be equal: data ids that begin alike, an experiment called like another one's series.
     exact = [_digest(repr(identity)) for identity in known.itertuples(index=False, name=None)]
     name = name.where(~name.duplicated(keep=False), name + " #" + pd.Series(exact))
@@ -44,7 +46,7 @@ def notes_on(cells: pd.DataFrame) -> list[str]:
     """Return a sentence for everything that a reader should know before trusting the statistics of these rows.
 
     Args:
-        cells: `qbw_report.cells.merge_cells`, with `series`.
+        cells: `qbw_report.cells.cells_frame`, with `series`.
     """
     notes = []
     for experiment, name in cells.groupby("experiment")["series"]:
@@ -59,7 +61,8 @@ def notes_on(cells: pd.DataFrame) -> list[str]:
             mixed = [int(epoch) + 1 for epoch in kinds.index[kinds > 1]]
             if mixed:
                 notes.append(f"{series}: {_epochs(mixed)} from {kinds.max()} {plural}; the statistics cover all rows")
-        lost, rows = int(lines.loc[lines["loss_min"].isna(), "rows"].sum()), int(lines["rows"].sum())
+        rows = int(lines["rows"].sum())
+        lost = rows - int(lines["losses"].sum())
         if lost:
             notes.append(f"{series}: {lost} of {rows} rows without a finite loss; loss statistics leave them out")
     return notes

@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 from qbw_report.bins import add_bins
-from qbw_report.cells import CORRECT, LOSS, READ, count_cells, merge_cells
+from qbw_report.cells import READ, cells_frame, count_cells, groups_frame, merge_cells
 from qbw_report.correlation import LEAST_FOR_CORRELATION
-from qbw_report.exact import correlation_of, root_ratio, spread_of, sums_of
+from qbw_report.exact import correlation_of, root_ratio, spread_of
 from schemas.records import RECORD_SCHEMA
 
 METRICS = {"accuracy": "accuracy", "loss": "loss", "bitwidth": "avg_bitwidth"}
@@ -43,14 +43,15 @@ def _counted(rows: pd.DataFrame) -> pd.DataFrame:
     read = pa.schema([pa.field("series", pa.string()), *(RECORD_SCHEMA.field(name) for name in READ)])
     texts = [field.name for field in read if pa.types.is_string(field.type)]
     table = pa.Table.from_pandas(rows[read.names], schema=read, preserve_index=False)
-    return merge_cells([count_cells(table, texts)], texts)
+    cells = merge_cells([count_cells(table, texts)])
+    return cells_frame(cells, groups_frame(cells.names, cells.groups))
 
 
 def join_bins(cells: pd.DataFrame) -> pd.DataFrame:
     """Return one line per series, epoch and bitwidth bin, sorted, with exact sums: whole numbers without limit.
 
     Args:
-        cells: `qbw_report.cells.merge_cells`, with `series`.
+        cells: `qbw_report.cells.cells_frame`, with `series`.
     """
     return _joined(_totals(add_bins(cells)), _BIN)
 
@@ -85,55 +86,44 @@ _ADDED = ("correct", "correct_squares", "together", "loss", "loss_squares", "bit
 
 
 def _totals(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the cells with their sums put together.
+    """Return the cells with their sums, and those that bitwidths take part in.
 
-    Accuracies are numbers of samples, in units of 1 / `num_samples`; losses are whole numbers of two to
-    `loss_exponent`; average bitwidths are whole numbers of two to -52 bits.
+    Accuracies are numbers of samples, in units of 1 / `num_samples`; losses are whole numbers of two to `loss_unit`;
+    average bitwidths are whole numbers of two to -52 bits.
     """
-    rows = cells["rows"].to_numpy()
-    correct, correct_squares = sums_of([cells[name].to_numpy() for name in CORRECT])
-    loss, loss_squares = sums_of([cells[name].to_numpy() for name in LOSS])
-    average = cells["avg_bitwidth"].to_numpy()
+    rows, average = cells["rows"].to_numpy(), cells["avg_bitwidth"].to_numpy()
     bits = np.array([int(value) for value in np.rint(np.ldexp(average, _POINT))], dtype=object)
-    totals = {
-        "rows": rows,
-        "losses": np.where(cells["loss_min"].notna(), rows, 0),
-        "num_samples": cells["num_samples"].astype(object),
-        "correct": correct,
-        "correct_squares": correct_squares,
-        "together": bits * correct,
-        "loss_exponent": cells["loss_exponent"].fillna(0).astype(np.int64),
-        "loss": loss,
-        "loss_squares": loss_squares,
-        "bits": bits * rows,
-        "bits_squares": bits * bits * rows,
-        "accuracy_min": cells["correct_min"] / cells["num_samples"],
-        "accuracy_max": cells["correct_max"] / cells["num_samples"],
-        "loss_min": cells["loss_min"],
-        "loss_max": cells["loss_max"],
-        "bitwidth_min": average,
-        "bitwidth_max": average,
-    }
-    return cells[_BIN].assign(**totals)
+    kept = [*_BIN, "rows", "losses", "correct", "correct_squares", "loss", "loss_squares", "loss_unit", "loss_exponent"]
+    return cells[[*kept, "loss_min", "loss_max"]].assign(
+        num_samples=cells["num_samples"].astype(object),
+        together=bits * cells["correct"].to_numpy(),
+        bits=bits * rows,
+        bits_squares=bits * bits * rows,
+        accuracy_min=cells["correct_min"] / cells["num_samples"],
+        accuracy_max=cells["correct_max"] / cells["num_samples"],
+        bitwidth_min=average,
+        bitwidth_max=average,
+    )
 
 
 def _joined(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Return lines of equal keys as one, sorted, their sums in a unit that all of them are whole numbers of."""
     series, _ = pd.factorize(lines["series"], sort=True)  # which says the other names of a series as well
-    order = np.lexsort([*(lines[name].to_numpy() for name in reversed(keys) if name not in SERIES_KEYS), series])
-    lines = lines.iloc[order]
-    numbers = np.stack([series[order], *(lines[name].to_numpy() for name in keys if name not in SERIES_KEYS)])
-    new = np.append(True, (np.diff(numbers) != 0).any(axis=0))
+    numbers = [series, *(lines[name].to_numpy() for name in keys if name not in SERIES_KEYS)]
+    order = np.lexsort(numbers[::-1])
+    new = np.append(True, np.any([np.diff(values[order]) != 0 for values in numbers], axis=0))
     starts, group = np.flatnonzero(new), np.cumsum(new) - 1
-    columns = {name: lines[name].to_numpy() for name in lines.columns}
-    joined = {name: columns[name][starts] for name in keys}
+    joined = {name: lines[name].array.take(order[starts]) for name in keys}
+    columns = {name: lines[name].to_numpy()[order] for name in lines.columns if name not in keys}
     joined["num_samples"] = _common_multiples(columns["num_samples"], starts)
     factor = joined["num_samples"][group] // columns["num_samples"]
     if (factor != 1).any():  # nearly always all have the same
         columns |= {name: columns[name] * factor**power for name, power in _SAME_UNIT.items()}
-    joined["loss_exponent"] = np.minimum.reduceat(columns["loss_exponent"], starts)
-    shift = (columns["loss_exponent"] - joined["loss_exponent"][group]).astype(object)
-    columns |= {"loss": columns["loss"] << shift, "loss_squares": columns["loss_squares"] << 2 * shift}
+    for name in ("loss_unit", "loss_exponent"):
+        joined[name] = np.minimum.reduceat(columns[name], starts)
+    shift = (columns["loss_unit"] - joined["loss_unit"][group]).astype(object)
+    if shift.any():  # likewise
+        columns |= {"loss": columns["loss"] << shift, "loss_squares": columns["loss_squares"] << 2 * shift}
     for name in ("rows", "losses", *_ADDED):
         joined[name] = np.add.reduceat(columns[name], starts)
     for metric in METRICS:
@@ -152,9 +142,10 @@ def _common_multiples(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _described(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    table = lines[list(keys)].assign(configs=lines["rows"], loss_configs=lines["losses"])
+    table = {name: lines[name] for name in keys} | {"configs": lines["rows"], "loss_configs": lines["losses"]}
     # A loss is in units of two to the exponent, which may be a large number; 1 / unit is then a whole number.
     exponents = lines["loss_exponent"].to_numpy()
+    spare = (exponents - lines["loss_unit"].to_numpy()).astype(object)
     scale = 1 << np.maximum(exponents, 0).astype(object)
     units = {
         "accuracy": ("rows", "correct", "correct_squares", lines["num_samples"]),
@@ -164,14 +155,15 @@ def _described(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     for metric, (count, total, squares, unit) in units.items():
         sums, of_squares = lines[total].to_numpy(), lines[squares].to_numpy()
         if metric == "loss":
-            sums, of_squares = sums * scale, of_squares * scale * scale
+            sums, of_squares = (sums >> spare) * scale, (of_squares >> 2 * spare) * scale * scale
         means, spreads = [], []
         for n, s, q, u in zip(lines[count].tolist(), sums, of_squares, unit, strict=True):
-            means.append(s / (n * u) if n else math.nan)
-            spreads.append(root_ratio(spread_of(n, s, q), n * u) if n else math.nan)
-        table[f"{metric}_mean"], table[f"{metric}_std"] = means, spreads
-        table[f"{metric}_min"], table[f"{metric}_max"] = lines[f"{metric}_min"], lines[f"{metric}_max"]
-    return table
+            divisor = n * u
+            means.append(s / divisor if n else math.nan)
+            spreads.append(root_ratio(spread_of(n, s, q), divisor) if n else math.nan)
+        table |= {f"{metric}_mean": pd.Series(means, lines.index), f"{metric}_std": pd.Series(spreads, lines.index)}
+        table |= {name: lines[name] for name in (f"{metric}_min", f"{metric}_max")}
+    return pd.DataFrame(table)
 
 
 def _correlations(lines: pd.DataFrame) -> list[float]:

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qbw_report.cells import READ, TEXTS, count_cells, merge_cells
+from qbw_report.cells import NUMBERS, READ, TEXTS, Cells, cells_frame, count_cells, groups_frame, merge_cells
 from qbw_report.repeats import keys_of, repeated_rows
 from qbw_report.series import add_series
 from qbw_report.workers import Each, each_in_order
@@ -26,7 +26,7 @@ from schemas.parts import NewerPartError, open_part, part_paths
 REQUIRED = ("experiment", "epoch", "split", "data_id", "checkpoint_id", "config_id", "avg_bitwidth", "evaluated_at")
 """Columns without which a row belongs nowhere. pandas drops groups whose key is missing, so a gap must be an error."""
 
-_MAYBE_SAME = (*TEXTS, "epoch", "num_samples")
+_MAYBE_SAME = (*TEXTS, *NUMBERS)
 """What the rows of most parts have in common, so that the ranges that the file says are all there is to know."""
 
 ENDLESS = "endless"
@@ -43,8 +43,7 @@ class Counted:
     """What is kept of one part.
 
     Attributes:
-        cells: `qbw_report.cells.count_cells` of its rows; empty where `missing` is not.
-        epochs: what tells the epochs of these apart: `EPOCH`.
+        cells: of its rows; none where `missing` is not empty.
         rows: how many there are.
         run: checkpoint, plan, and first and last index of its configurations, where it is as the store writes parts:
             consecutive configurations of one plan for one checkpoint. None where it is not, or where nobody knows.
@@ -52,8 +51,7 @@ class Counted:
             whose average bitwidth is infinite.
     """
 
-    cells: pa.Table
-    epochs: pa.Table
+    cells: Cells
     rows: int
     run: tuple[str, str, int, int] | None
     missing: Mapping[str, tuple[int, str]]
@@ -65,7 +63,7 @@ class Survey:
 
     Attributes:
         folder: the records folder.
-        cells: of all rows, each record once, with `series`.
+        cells: `qbw_report.cells.cells_frame` of all rows, each record once, with `series`.
         parts: the parts that are not left out, in the order of their names.
         epochs: which epochs are in which of them: `EPOCH`, and `part`, its place.
         repeated: for each of them, the rows that do not count, because they repeat a record.
@@ -123,12 +121,13 @@ def survey(
         good[path] = again
     count = sum(len(rows) for rows in repeated.values())
     says = f"{count} {'row repeats' if count == 1 else 'rows repeat'} a record that is already there; each counts once"
-    cells = [part.cells for part in good.values()]
+    counts = [part.cells for part in good.values()]
+    cells = merge_cells(counts)
     return Survey(
         folder=folder,
-        cells=add_series(merge_cells(cells)),
+        cells=cells_frame(cells, add_series(groups_frame(cells.names, cells.groups))),
         parts=tuple(good),
-        epochs=_epochs_of([part.epochs for part in good.values()]),
+        epochs=_epochs_of(counts),
         repeated=tuple(repeated.get(path, np.empty(0, np.int64)) for path in good),
         left_out=tuple(said[path] for path in sorted(said)),
         notes=(says,) if count else (),
@@ -161,10 +160,8 @@ def count_part(path: Path, without: np.ndarray | None = None) -> Counted | QBWEr
         return error
     if without is not None:
         rows = rows.take(np.setdiff1d(np.arange(len(rows)), without))
-    cells = count_cells(rows.slice(0, 0) if missing else rows, same=same)
     return Counted(
-        cells=cells,
-        epochs=cells.group_by(EPOCH, use_threads=False).aggregate([]),
+        cells=count_cells(rows.slice(0, 0) if missing else rows, same=same),
         rows=part.num_rows,
         run=_run_of(ranges, part.num_rows),
         missing={name: (count, ids[first].as_py()) for name, (count, first) in missing.items()},
@@ -262,9 +259,11 @@ def _missing(column: pa.ChunkedArray) -> tuple[int, int] | None:
     return (count, pc.index(lacking, True).as_py()) if count else None
 
 
-def _epochs_of(parts: Sequence[pa.Table]) -> pd.DataFrame:
-    table: pd.DataFrame = pa.concat_tables(parts).to_pandas()
-    return table.assign(part=np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+def _epochs_of(counts: Sequence[Cells]) -> pd.DataFrame:
+    """Return which epochs are in which part: `EPOCH`, and `part`, its place."""
+    groups = [group for cells in counts for group in cells.groups]
+    part = np.repeat(np.arange(len(counts)), [len(cells.groups) for cells in counts])
+    return groups_frame(counts[0].names, groups)[EPOCH].assign(part=part).drop_duplicates(ignore_index=True)
 
 
 def _check_required(missing: Sequence[Mapping[str, tuple[int, str]]], total: int, folder: Path) -> None:

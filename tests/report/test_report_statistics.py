@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simulated_records import row, table_of
 
 from qbw_report.bins import add_bins
-from qbw_report.cells import READ, count_cells, merge_cells
+from qbw_report.cells import READ, cells_frame, count_cells, groups_frame
 from qbw_report.correlation import pearson
 from qbw_report.series import add_series, folder_names, notes_on, printable
 from qbw_report.statistics import per_bin, per_epoch
@@ -49,7 +49,8 @@ def frame_of(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 def cells_of(rows: pd.DataFrame) -> pd.DataFrame:
     table = pa.Table.from_pandas(rows[list(READ)], schema=pa.schema([RECORD_SCHEMA.field(name) for name in READ]))
-    return add_series(merge_cells([count_cells(table)]))
+    cells = count_cells(table)
+    return cells_frame(cells, add_series(groups_frame(cells.names, cells.groups)))
 
 
 def assert_same(found: pd.DataFrame, expected: dict[Any, dict[str, float]], keys: list[str]) -> None:

@@ -21,9 +21,9 @@ from simulated_records import row, simulate, table_of, write_records
 from qbw_report import cells as cells_module
 from qbw_report import frame
 from qbw_report.build import analyze, csv_bytes, json_text
-from qbw_report.cells import count_cells, merge_cells
+from qbw_report.cells import Cells, cells_frame, count_cells, groups_frame, merge_cells
 from qbw_report.drawing import fewer_figures
-from qbw_report.exact import correlation_of, limb_columns, root_ratio, split_floats, sums_of
+from qbw_report.exact import correlation_of, limbs_of, put_together, root_ratio, split_floats, squares_of, units_of
 from qbw_report.frame import choose_epochs, look, read_records
 from qbw_report.repeats import keys_of, repeated_rows
 from qbw_report.series import add_series
@@ -36,15 +36,27 @@ from schemas.parts import part_paths
 unhurried = settings(deadline=None, max_examples=30)  # no deadline: a busy machine is no defect
 
 WHOLE = st.integers(-(2**54) + 1, 2**54 - 1)
-LOSSES = st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 20) | st.sampled_from([0.0, 5e-324, 0.1])
+LOSSES = st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 20) | st.sampled_from([0.0, -0.0, 5e-324, 0.1])
 
 
 @unhurried
-@given(st.lists(WHOLE, min_size=1, max_size=30))
-def test_sums_of_limbs_are_the_sums(values: list[int]) -> None:
-    columns = [np.array([column.sum()]) for column in limb_columns(np.array(values, dtype=np.int64))]
-    total, squares = sums_of(columns)
-    assert (total[0], squares[0]) == (sum(values), sum(value * value for value in values))
+@given(st.lists(st.tuples(WHOLE | st.integers(0, 2**20), st.integers(0, 17)), min_size=1, max_size=30))
+def test_sums_of_limbs_are_the_sums(shifted: list[tuple[int, int]]) -> None:
+    values, shifts = map(np.array, zip(*shifted, strict=True))
+    limbs = limbs_of(values, shifts)
+    assert all((abs(limb) < 2**18).all() for limb in limbs)
+    squares = squares_of(limbs)
+    assert all((abs(square) < 3 * 2**36).all() for square in squares)
+    whole = [value << shift for value, shift in shifted]
+    for found, expected in ((limbs, sum(whole)), (squares, sum(value * value for value in whole))):
+        assert put_together(np.array([[limb.sum() for limb in found]])).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "limbs"), [([0], 1), ([2**18 - 1], 1), ([1, 2**18], 2), ([2**36], 3), ([2**53], 3), ([0, -1], 4)]
+)
+def test_numbers_have_no_more_limbs_than_the_largest_needs(values: list[int], limbs: int) -> None:
+    assert len(limbs_of(np.array(values))) == limbs
 
 
 @unhurried
@@ -54,6 +66,14 @@ def test_a_float_is_its_integer_times_its_power_of_two(values: list[float]) -> N
     found = [Fraction(int(i)) * Fraction(2) ** int(e) for i, e in zip(integers, exponents, strict=True)]
     assert found == [Fraction(value) for value in values]
     assert max(abs(integers)) <= 2**53
+    units = units_of(exponents)
+    assert ((units + 62) % 18 == 0).all()
+    assert ((exponents - units >= 0) & (exponents - units < 18)).all()
+
+
+def test_floats_of_ordinary_losses_have_one_unit() -> None:
+    _, exponents = split_floats(np.array([0.0, 2**-10, 0.1, 0.69, 2.3, 255.9]))
+    assert set(units_of(exponents)) == {-62}
 
 
 @unhurried
@@ -119,16 +139,20 @@ def root_of(value: Fraction) -> float:
     return float(Fraction(math.isqrt((value.numerator << 2 * shift) // value.denominator), 1 << shift))
 
 
+def binned_of(cells: Cells) -> pd.DataFrame:
+    return join_bins(cells_frame(cells, add_series(groups_frame(cells.names, cells.groups))))
+
+
 @unhurried
 @given(spread_records())
 def test_statistics_are_the_exact_ones_however_rows_are_spread(case: tuple[list[dict[str, Any]], list[int]]) -> None:
     records, places = case
     parts = [table_of([r for r, place in zip(records, places, strict=True) if place == part]) for part in range(4)]
-    cells = add_series(merge_cells([count_cells(part) for part in parts]))
-    binned = join_bins(cells)
-    at_once = join_bins(add_series(merge_cells([count_cells(table_of(records[::-1]))])))
+    binned = binned_of(merge_cells([count_cells(part) for part in parts]))
+    at_once = binned_of(count_cells(table_of(records[::-1])))
     pd.testing.assert_frame_equal(epoch_statistics(binned), epoch_statistics(at_once), check_exact=True)
     pd.testing.assert_frame_equal(bin_statistics(binned), bin_statistics(at_once), check_exact=True)
+    assert csv_bytes(bin_statistics(binned)) == csv_bytes(bin_statistics(at_once))  # which tell 0.0 from -0.0
     for found in epoch_statistics(binned).to_dict("records"):
         group = [r for r in records if (r["experiment"], r["epoch"]) == (found["experiment"], found["epoch"])]
         assert found["configs"] == len(group)

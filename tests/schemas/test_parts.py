@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_examples import GOLDEN_ROW, golden, golden_rows, table_of, valid_tables
@@ -87,12 +88,12 @@ def test_a_part_says_what_it_is_in_its_metadata() -> None:
     data = encode_part(table, records.KIND, "here")
     metadata = pq.read_metadata(pa.BufferReader(data)).metadata
     tags = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"qbw.")}
-    of_values, of_bytes = tags.pop("qbw.digest").split("-")
+    of_values, of_bytes = tags.pop("qbw.digest").split("-xxh3_128:")
     assert tags == {"qbw.kind": "records", "qbw.schema_version": "1.1", "qbw.rows": "3"}
     assert of_values == digest_of(table)
     assert data.count(of_bytes.encode()) == 1
     blank = data.replace(of_bytes.encode(), b"0" * 32)
-    assert of_bytes == hashlib.blake2b(blank, digest_size=16).hexdigest()
+    assert of_bytes == xxhash.xxh3_128_hexdigest(blank)
 
 
 def test_a_part_is_compressed_and_its_pages_carry_checksums_for_readers_that_know_nothing_of_us() -> None:
@@ -211,6 +212,14 @@ def test_the_digest_tells_where_one_value_ends_and_the_next_begins() -> None:
     assert digest(0.0, kind=pa.float64()) != digest(-0.0, kind=pa.float64())
 
 
+@pytest.mark.parametrize("texts", [0, 2])
+def test_the_digest_of_texts_without_a_byte_is_of_their_number_and_lengths(texts: int) -> None:
+    plainly = f"a:string:{texts};".encode() + bytes(texts) + bytes(8 * texts)  # none is null, each has length 0
+    expected = hashlib.blake2b(plainly, digest_size=16).hexdigest()
+    for array in (pa.array([""] * texts, pa.string()), pa.array(["x", *[""] * texts])[1:]):
+        assert digest_of(pa.table({"a": array})) == expected
+
+
 def test_the_digest_changes_with_a_columns_name_its_type_and_the_order_of_columns() -> None:
     column = pa.array([1, 2], pa.int32())
     tables = [
@@ -265,7 +274,9 @@ def test_damage_of_a_part_that_has_no_digest_of_its_bytes_never_gives_other_valu
     assert outcomes["harmless: the same values"] > 0, "or the other digest would be for nothing"
 
 
-@pytest.mark.parametrize("of_bytes", ["", "0" * 32, "0" * 31, "f" * 32, "-"])
+@pytest.mark.parametrize(
+    "of_bytes", ["", "0" * 32, "0" * 31, "f" * 32, "-", "xxh3_128:", f"xxh3_128:{'0' * 32}", f"xxh3_64:{'0' * 16}"]
+)
 def test_a_digest_of_other_bytes_is_caught(of_bytes: str) -> None:
     table = table_of(golden_rows(1))
     with pytest.raises(PartError) as error:
@@ -291,6 +302,22 @@ def resealed(data: bytes) -> bytes:
     blank = data[:place] + b"0" * 32 + data[place + 32 :]
     seal = hashlib.blake2b(blank, digest_size=16).hexdigest().encode()
     return data[:place] + seal + data[place + 32 :]
+
+
+def test_a_digest_of_bytes_by_blake2b_holds_as_well_and_by_no_other_name() -> None:
+    """Parts from before there was XXH3."""
+    table = table_of(golden_rows(3))
+    data = resealed(encoded(table, digest=f"{digest_of(table)}-{'0' * 32}"))
+    assert decode_part(data, records.KIND, "here").equals(table)
+    assert open_part(data, records.KIND, "here").ranges(["epoch"]) != {}
+    for position in random.Random(2).sample(range(len(data)), 100):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x04
+        with pytest.raises(PartError, match=r"^here: .+"):
+            open_part(bytes(damaged), records.KIND, "here")
+    seal = xxhash.xxh3_128_hexdigest(encoded(table, digest=f"{digest_of(table)}-{'0' * 32}"))
+    with pytest.raises(PartError, match=r"^here: damaged \(its bytes do not match their digest\)"):
+        open_part(encoded(table, digest=f"{digest_of(table)}-{seal}"), records.KIND, "here")
 
 
 def test_columns_that_are_read_alone_are_those_of_the_whole() -> None:
@@ -357,7 +384,7 @@ def test_a_page_that_lies_under_a_right_digest_of_bytes_is_a_sentence() -> None:
     data = encoded(table, digest=f"{digest_of(table)}-{'0' * 32}")
     page = data.index(b"q" * 32)
     lying = resealed(data[:page] + b"r" + data[page + 1 :])
-    with pytest.raises(PartError, match=r"^here: damaged \(.*\); move it away and evaluate again$"):
+    with pytest.raises(PartError, match=r"^here: damaged \(.*CRC checksum.*\); move it away and evaluate again$"):
         open_part(lying, records.KIND, "here").read(["record_id"])
 
 
