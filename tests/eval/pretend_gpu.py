@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from tape import repeating
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -115,7 +116,7 @@ class Gpu(TorchDispatchMode):
         if pinned:
             self.pin(found)
         if here and self.notes is not None:
-            self.note(func, args, kwargs, found)
+            self.notes.append(repeating(func, args, kwargs, found))
         given = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, Pretended)}  # what is changed in place
 
         def pretended(value: Any) -> Any:
@@ -140,20 +141,6 @@ class Gpu(TorchDispatchMode):
         """Note what was copied between host and device: nobody waits if it comes from pinned memory and may be late."""
         if isinstance(source, Pretended) or not (non_blocking and self.is_pinned(source)):
             self.wait("copy")
-
-    def note(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
-        """Note what repeats an operation in place."""
-        assert self.notes is not None
-        read = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        written = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
-
-        def again() -> None:
-            results = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
-            for place, value in zip(written, results, strict=True):
-                if place.untyped_storage().data_ptr() not in read:
-                    place.copy_(value)
-
-        self.notes.append(again)
 
     def to(
         self,

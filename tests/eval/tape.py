@@ -72,15 +72,20 @@ class _Notes(TorchDispatchMode):
         assert torch.Tag.data_dependent_output not in func.tags, f"{func} looks at a value"
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        read = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        written = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-
-        def again() -> None:
-            found = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
-            for place, value in zip(written, found, strict=True):
-                # Views of what it read, and what was written in place, are there already.
-                if place.untyped_storage().data_ptr() not in read:
-                    place.copy_(value)
-
-        self._notes.append(again)
+        self._notes.append(repeating(func, args, kwargs, result))
         return result
+
+
+def repeating(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[[], None]:
+    """Return what does again what an operation of torch did, with the same tensors, in place."""
+    read = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+    written = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+    def again() -> None:
+        found = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        for place, value in zip(written, found, strict=True):
+            # Views of what it read, and what was written in place, are there already.
+            if place.untyped_storage().data_ptr() not in read:
+                place.copy_(value)
+
+    return again
