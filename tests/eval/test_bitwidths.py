@@ -12,6 +12,7 @@ import pytest
 import references
 import torch
 import torch.nn.functional as F
+from shares import ONLY_IN_FULL
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -301,7 +302,13 @@ NETWORKS_WE_SHIP: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS_WE_SHIP)
+def _share() -> list[Any]:
+    """Of networks that differ in depth alone, the deepest take ten seconds each."""
+    deep = ("101", "152")
+    return [pytest.param(name, marks=[ONLY_IN_FULL] * any(word in name for word in deep)) for name in NETWORKS_WE_SHIP]
+
+
+@pytest.mark.parametrize("name", _share())
 def test_costs_equal_a_brute_force_count_and_macs_are_half_of_torchs_flops(name: str) -> None:
     build, size = NETWORKS_WE_SHIP[name]
     with torch.device("meta"):

@@ -1,7 +1,6 @@
 """Many workers, many jobs, a cluster: the same rows as of one process, whoever does them and whoever dies."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from shares import ONLY_IN_FULL
 from stage_references import Outcome, one_thread, qbw_eval, temporary_files, without_nan
 
 from qbw_eval.commands import executing
@@ -188,7 +188,7 @@ def workers_of(process: int) -> list[int]:
         ("--workers", "2"),
         pytest.param(
             ("--executor", "dask", "--workers", "2"),
-            marks=pytest.mark.skipif("TORTURE_SCALE" not in os.environ, reason="20 seconds: TORTURE_SCALE=1 runs it"),
+            marks=ONLY_IN_FULL,
         ),
     ],
     ids=" ".join,

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from shares import ONLY_IN_FULL
 from stage_references import contents, one_thread, qbw_eval, without_nan
 from store_helpers import TABLE
 
@@ -318,7 +319,8 @@ def undisturbed(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), pytest.param(signal.SIGINT, 130, "interrupted", marks=ONLY_IN_FULL)],
 )
 def test_a_stopped_run_keeps_its_rows_and_the_same_command_completes_them(
     checkpoint: Path,

@@ -20,6 +20,7 @@ import pytest
 import torch
 from any_precision_files import save
 from seed_files import seed_config, seed_content, seed_state
+from shares import ONLY_IN_FULL
 from stage_references import contents, one_thread, qbw_eval, temporary_files
 
 from qbw_eval.checkpoints.read import read_checkpoint
@@ -510,7 +511,8 @@ def process(place: Place, waiting: Path, where: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "word"),
+    [pytest.param(signal.SIGTERM, 143, "terminated", marks=ONLY_IN_FULL), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_stopped_watch_keeps_its_rows_and_the_same_command_goes_on(
     place: Place, tmp_path: Path, number: signal.Signals, code: int, word: str

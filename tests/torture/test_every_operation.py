@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from model_files import KINDS, Fault, Folder, ModelFiles, ProcessDiedError, after_power_cut
+from shares import ONLY_IN_FULL
 from torture_work import checkpoint_id_of, doubled, plan_of, rows_of, uninterrupted
 
 import qbw_eval.store
@@ -173,7 +174,10 @@ def test_every_operation(seed: int, full: bool, report) -> None:
     assert set(hit) >= {"remove", "sync_folder"}
 
 
-@pytest.mark.parametrize("forgotten", [("sync", "sync_folder"), ("sync",), ("sync_folder",)])
+@pytest.mark.parametrize(
+    "forgotten",
+    [("sync", "sync_folder"), *(pytest.param((one,), marks=ONLY_IN_FULL) for one in ("sync", "sync_folder"))],
+)
 def test_without_sync_the_same_check_fails(seed: int, full: bool, report, forgotten: tuple[str, ...]) -> None:
     """The control: this is how the suite would look if it could not see what it is looking for."""
     inspected, bad, wrong, _ = try_every_operation(seed, forgotten, every=1 if full else 10)
