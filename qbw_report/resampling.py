@@ -24,18 +24,22 @@ def resampled_weights(rows: int, random: np.random.Generator, resamples: int = R
     return random.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
 
 
-def percentile_interval(values: np.ndarray, rows: int, parameters: int) -> tuple[float, float]:
+def percentile_interval(
+    values: np.ndarray, rows: int, parameters: int, *, outside: float = 0.05
+) -> tuple[float, float]:
     """Return a 95% interval from resampled values; infinite ones count as beyond every other.
 
-    The percentiles lie a little further out than 2.5 and 97.5, by what Student's t and the degrees of freedom ask for:
-    plain ones are too narrow for few rows (Hesterberg 2015, "What teachers should know about the bootstrap", 5.2).
+    The percentiles lie a little further out than 2.5 and 97.5 (or whatever is left outside), by what Student's t and
+    the degrees of freedom ask for: plain ones are too narrow for few rows (Hesterberg 2015, "What teachers should know
+    about the bootstrap", 5.2).
 
     Args:
         values: one a resample.
         rows: how many rows were drawn from.
         parameters: how many numbers were fitted to them.
+        outside: what the interval leaves out at both ends together; 0.1 where one end is to be a 95% bound by itself.
     """
     freedom = max(rows - parameters, 1)
-    tail = float(ndtr(-math.sqrt(rows / freedom) * stdtrit(freedom, 0.975)))  # normal, and Student's t
+    tail = float(ndtr(-math.sqrt(rows / freedom) * stdtrit(freedom, 1 - outside / 2)))  # normal, and Student's t
     low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)

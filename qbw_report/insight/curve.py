@@ -7,7 +7,9 @@ where noise puts its steps, and bootstrapping one at a point is known to fail (K
 monotone lines is a smooth function of the rows, and its bootstrap covers. Nor is what an isotonic fit gains after the
 knee told beside it: its last steps lean to the highest rows, so that on a plateau with 0.8 points of noise it gains 0.9
 points on average (64 configurations), the two lines 0.2. For the lowest sufficient cost the isotonic fit gives the
-value; at the very corner of a plateau it comes late, so the interval begins where either of the two fits may.
+value; at the very corner of a plateau it comes late, so the interval begins where either of the two fits may. There
+its other end is never too low, and all of the 5% that it may miss is left to its beginning: the two lines' bound is a
+one-sided one.
 """
 
 from dataclasses import dataclass
@@ -141,7 +143,7 @@ def fit_curve(
     fitted_levels = (weights[:, top] * resampled.at(x[top])).sum(axis=1) / weights[:, top].sum(axis=1) - tolerance
     by_lines = resampled.first_at(fitted_levels, x[0])
     low, high = percentile_interval(by_steps, len(x), 3)
-    low = min(low, percentile_interval(by_lines, len(x), 4)[0], enough)
+    low = min(low, percentile_interval(by_lines, len(x), 4, outside=0.1)[0], enough)
     nothing = (np.nan, np.nan, np.nan)
     bent = p_value < CERTAIN and lines.before[0] > lines.after[0]
     return Fitted(
