@@ -68,7 +68,8 @@ def compiled_for(capability: int, rounding: Rounding, tile: Tile | None = None, 
     """
     kernel = triton.jit(_convolution)
     result = "u8" if rounding else "fp32"
-    pointers = ("u8", "i8", "i32", "i32", "fp32", "fp32", "fp32", "fp32", result, "u8", "i32", "i32")
+    limits = ("fp32", "i32", "u8")
+    pointers = ("u8", "i8", "i32", "i32", "fp32", "fp32", "fp32", result, "i32", *limits, *limits)
     signature = {
         name: f"*{pointers[number]}" if number < len(pointers) else "i32"
         for number, name in enumerate(kernel.arg_names)
@@ -76,10 +77,12 @@ def compiled_for(capability: int, rounding: Rounding, tile: Tile | None = None, 
     }
     geometry = (_IMAGE, _IMAGE, 256, 256, _IMAGE, _IMAGE, 3, 3, 1, 1, 1, 1, 1, 1)
     tile = tile or Tile()
-    settings = (*geometry, True, True, added, not rounding, int(rounding), tile.pixels, tile.outputs, tile.channels)
+    sizes = (tile.early, tile.pixels, tile.outputs, tile.channels)
+    settings = (*geometry, True, True, added, not rounding, int(rounding), 0, True, *sizes)
     names = [name for name in kernel.arg_names if name.isupper()]
     constants = {(kernel.arg_names.index(name),): value for name, value in zip(names, settings, strict=True)}
-    aligned = [number for number in range(len(pointers)) if kernel.arg_names[number] not in ("choice", "limits_row")]
+    anywhere = ("choice", "row", "row_too")
+    aligned = [number for number, name in enumerate(kernel.arg_names[: len(pointers)]) if name not in anywhere]
     source = ASTSource(
         kernel,
         signature | dict.fromkeys(names, "constexpr"),
@@ -113,6 +116,7 @@ def main(capabilities: Sequence[int]) -> None:
             registers, spilled = (max(numbers) for numbers in zip(*(one.registers() for one in found), strict=True))
             shared = max(one.shared for one in found)
             sizes = f"{tile.pixels}x{tile.outputs}x{tile.channels}, {tile.warps} warps, {tile.stages} stages"
+            sizes += ", early" if tile.early else ""
             print(f"{capability / 10}: {sizes}: {registers} registers, {spilled} bytes spilled, {shared} bytes shared")
 
 

@@ -29,6 +29,10 @@ Compiling what lies between convolutions takes half a minute, and rows of two en
 depend on the network and the data alone, not on how many configurations are asked for.
 """
 
+WORTH_COMPILING_ON_GPU = 10**12
+"""The same on a GPU (about 0.1 s on an H200), where kernels are compiled and tiles tried, up to a minute or two, the
+first time that a network of these sizes is met."""
+
 
 class Engine(Protocol):
     """What turns a batch and configurations into logits.
@@ -146,9 +150,8 @@ def _faster(
     if name == "incremental":
         return Choice(incremental, "as asked")
     device = next((tensor.device for tensor in tensors_in(inputs)), torch.device("cpu"))
-    if name == "auto" and device.type != "cpu":
-        return Choice(incremental, "equal to the reference in every bit; integers were never measured on a GPU")
-    if name == "auto" and (work is None or work < WORTH_COMPILING):
+    worth = WORTH_COMPILING if device.type == "cpu" else WORTH_COMPILING_ON_GPU
+    if name == "auto" and (work is None or work < worth):
         return Choice(incremental, "equal to the reference in every bit, and there is little to compute")
     if not all(bool(logits.isfinite().all()) for logits in expected.values()):
         what = "some of its logits are NaN or infinite, which integers cannot carry on"
@@ -164,6 +167,9 @@ def _faster(
         integer.try_replaying(inputs, _probes(len(layer_names), options))
     except DeclinedError as error:
         return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
+    if name == "auto" and device.type != "cpu" and integer.not_replayed is not None:
+        what = f"launched one by one, they were never measured on a GPU: {integer.not_replayed}"
+        return Choice(incremental, f"equal to the reference in every bit; no integers: {what}")
     reason = f"exact convolutions of integers at 8 bits or fewer; {how}"
     if integer.in_float32:
         name, why = next(iter(integer.in_float32.items()))
@@ -189,7 +195,7 @@ def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, 
         from qbw_eval.engine.triton_arithmetic import TritonArithmetic  # optional, and slow to import
     except ImportError:
         raise DeclinedError("Triton, which convolves them on a GPU, is not installed: pip install '.[gpu]'") from None
-    return TritonArithmetic(device, cache_bytes), "by Triton, whose speed was never measured on a GPU"
+    return TritonArithmetic(device, cache_bytes), "by Triton"
 
 
 def _replaying_on(device: torch.device, activation_bytes: int) -> Replaying | None:
@@ -197,19 +203,13 @@ def _replaying_on(device: torch.device, activation_bytes: int) -> Replaying | No
     if device.type != "cuda":
         return None
     from qbw_eval.engine.cuda_graphs import CudaLane, seconds_on
-    from qbw_eval.engine.dialled_region import (  # they need Triton
-        DialledBatchNorm,
-        DialledPair,
-        DialledRegion,
-        DialledRounding,
-    )
+    from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledRegion, DialledRounding  # they need Triton
     from qbw_eval.engine.replay import Replay
 
     return Replaying(
         region=DialledRegion,
         rounding=DialledRounding,
         batch_norm=DialledBatchNorm,
-        pair=DialledPair,
         replay=partial(
             Replay,
             device=device,

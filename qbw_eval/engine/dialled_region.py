@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from qbw_eval.engine.integer_region import IntegerRegion
 from qbw_eval.engine.passes import PLAIN, rows_of, shaped
 from qbw_eval.engine.triton_arithmetic import TritonConvolution, limits_of, rounding_for
-from qbw_eval.engine.triton_kernels import Epilogues, Levels, Rounding, WeightBank, rounded
-from qbw_eval.engine.walk import Bits, UnreplayableError
+from qbw_eval.engine.triton_kernels import MOST_LEVELS, Epilogues, Levels, Rounding, WeightBank, rounded
+from qbw_eval.engine.walk import Bits, Ride, UnreplayableError
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, SwitchableBatchNorm2d
 
@@ -40,7 +40,7 @@ class _Form:
 
 
 class DialledRegion:
-    """See `walk.Dialled`; the twin of `IntegerRegion.run`.
+    """See `walk.Carrier`; the twin of `IntegerRegion.run`.
 
     Args:
         region: one whose arithmetic is Triton's.
@@ -63,31 +63,39 @@ class DialledRegion:
         """Return rows of the bank of weights and of the table of epilogues; in float32, of options twice."""
         return self._dials[self._key(bits)]
 
-    def run(
-        self,
-        inputs: Sequence[Any],
-        form: Hashable,
-        dial: Tensor,
-        out: Tensor | None,
-        levels: Levels | None = None,
-    ) -> Tensor:
-        """Return the region's value; levels besides only where it `gives_images_in_float32`."""
+    def run(self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None) -> Tensor:
+        """Return the region's value."""
         assert isinstance(form, _Form)
         x, *others = inputs
         if form.integers:
-            return self._in_integers(x, others, form, dial, out, levels)
+            return self._in_integers(x, others, form, dial, out)
         y = self._in_float32(x, others, form, dial)
         return y if form.result is Rounding.NONE else _levels(y, _of(self._reader_limits, dial[1:]), form.result, out)
 
-    def gives_images_in_float32(self, form: Hashable) -> bool:
-        """Return whether a launch of this form computes with integers and rounds nothing, and its value is images."""
+    def carries(self, form: Hashable) -> int:
+        """Return of how many layers that read its value the input is rounded along, where it is images in float32."""
         assert isinstance(form, _Form)
-        return form.integers and form.result is Rounding.NONE and isinstance(self._layer, QuantConv2d)
+        fits = form.integers and form.result is Rounding.NONE and isinstance(self._layer, QuantConv2d)
+        return MOST_LEVELS if fits else 0
 
-    def like_value(self, x: Tensor) -> Tensor:
-        """Return uint8 memory in the shape of the region's value for an input x, in channels_last."""
-        shape = self._region.shape_for(x)
-        return torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=torch.channels_last)
+    def run_with(
+        self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None, rides: Sequence[Ride]
+    ) -> tuple[Tensor, ...]:
+        """Return the region's value, and the same rounded for those that read it."""
+        assert isinstance(form, _Form)
+        x, *others = inputs
+        levels = [self._levels_of(ride, x) for ride in rides]
+        return (self._in_integers(x, others, form, dial, out, levels), *(each.out for each in levels))
+
+    def _levels_of(self, ride: Ride, x: Tensor) -> Levels:
+        """Return what is written for a rider, for an input x."""
+        out, rider = ride.out, ride.rider
+        assert isinstance(rider, DialledRounding)
+        assert isinstance(ride.form, Rounding)
+        if out is None:
+            shape = self._region.shape_for(x)
+            out = torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=torch.channels_last)
+        return Levels(ride.form, rider.limits, ride.dial[:1], out)
 
     def _key(self, bits: Bits) -> tuple[int, int]:
         own = bits[self._region.position]
@@ -158,7 +166,7 @@ class DialledRegion:
         form: _Form,
         dial: Tensor,
         out: Tensor | None,
-        levels: Levels | None = None,
+        levels: Sequence[Levels] = (),
     ) -> Tensor:
         region = self._region
         if others and (others[0].dtype, others[0].shape) != (torch.float32, region.shape_for(x)):
@@ -223,11 +231,14 @@ class DialledRegion:
 
 
 class DialledRounding:
-    """See `walk.Dialled`; the twin of `IntegerRegion.round_input`.
+    """See `walk.Rider`; the twin of `IntegerRegion.round_input`.
 
     Args:
         region: the region.
         options: the bitwidths that will be asked for.
+
+    Attributes:
+        limits: (options, 2) float32, see `Epilogues.limits`.
     """
 
     def __init__(self, region: IntegerRegion, options: Sequence[int]) -> None:
@@ -235,12 +246,12 @@ class DialledRounding:
         self._options = tuple(options)
         grids = {bits: region.grid(bits) for bits in options}
         self._forms = {bits: rounding_for(grid, added=True) for bits, grid in grids.items()}
-        self._limits = _limits(list(grids.values()), region.region.layer.weight.device)
+        self.limits = _limits(list(grids.values()), region.region.layer.weight.device)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the table of levels."""
-        return self._limits.nbytes
+        return self.limits.nbytes
 
     def form(self, bits: Bits) -> Hashable | None:
         """Return how the input is rounded."""
@@ -253,41 +264,11 @@ class DialledRounding:
     def run(self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None) -> Tensor:
         """Return the layer's input as uint8 integers, or as it is."""
         assert isinstance(form, Rounding)
-        return inputs[0] if form is Rounding.NONE else _levels(inputs[0], _of(self._limits, dial[:1]), form, out)
+        return inputs[0] if form is Rounding.NONE else _levels(inputs[0], _of(self.limits, dial[:1]), form, out)
 
-    def levels(self, form: Rounding, dial: Tensor, out: Tensor) -> Levels:
-        """Return what a launch is told that writes the layer's input as uint8 integers besides its own values."""
-        return Levels(form, self._limits, dial[:1], out)
-
-
-class DialledPair:
-    """See `walk.Pair`: a region that gives float32, and the rounding of that for a layer that reads it.
-
-    Args:
-        region: the first.
-        rounding: the second.
-    """
-
-    def __init__(self, region: DialledRegion, rounding: DialledRounding) -> None:
-        self._region = region
-        self._rounding = rounding
-
-    def fits(self, first: Hashable, second: Hashable) -> bool:
-        """Return whether one launch computes both."""
-        return self._region.gives_images_in_float32(first) and isinstance(second, Rounding) and bool(second)
-
-    def run(
-        self,
-        inputs: Sequence[Any],
-        forms: tuple[Hashable, Hashable],
-        dials: tuple[Tensor, Tensor],
-        outs: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return both values."""
-        value, integers = outs or (None, self._region.like_value(inputs[0]))
-        assert isinstance(forms[1], Rounding)
-        levels = self._rounding.levels(forms[1], dials[1], integers)
-        return self._region.run(inputs, forms[0], dials[0], value, levels), integers
+    def rides(self, form: Hashable) -> bool:
+        """Return whether anything is rounded."""
+        return form is not Rounding.NONE
 
 
 class DialledBatchNorm:

@@ -18,6 +18,10 @@ from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinea
 MOST_BITS = 8
 """The widest activations that fit into uint8."""
 
+MOST_UNIT = 2.0**50
+"""How far apart levels may be; and how close, the other way round. A GPU's kernel divides by them (`triton_kernels`),
+and neither reciprocals nor remainders may leave float32's range."""
+
 _ZERO, _NO_BOUND = torch.tensor(0.0), torch.tensor(float("-inf"))
 
 
@@ -92,6 +96,8 @@ class IntegerRegion:
         # A clipping value or a step that is not positive turns the order of levels around; float32 follows that too.
         if not unit > 0 or not grid.unit > 0:
             return "a clipping value, a step or all of its weights are not positive"
+        if not 1 / MOST_UNIT < grid.unit < MOST_UNIT:
+            return "its levels are too close to each other, or too far apart"
         integers = integers_of(layer.quantize_weight().detach(), unit)
         if integers is None:
             return "its quantized weights are no multiples of one value"

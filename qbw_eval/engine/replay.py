@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.engine.walk import Bits, Operation, Program, UnreplayableError
+from qbw_eval.engine.walk import Bits, Carrier, Operation, Program, Ride, Rider, UnreplayableError
 
 MOST_RECORDINGS = 64
 """Sets of operations that are recorded one by one; with more of them, each is from its first operation on."""
@@ -258,7 +258,7 @@ class _Track:
         self._lane = places.lane
         self._recorded: dict[tuple[int, ...], Replayed] = {}
         self._computed: set[int] = set()
-        self._seconds = _seconds_of_pairs(program, forms)
+        self._riders = _riders_of(program, forms)
         self._lane.follow()
         with self._lane.queue():
             self._dials = dials.clone()
@@ -266,12 +266,13 @@ class _Track:
             for leaf, tensor in zip(leaves, batch, strict=True):
                 leaf.copy_(tensor)
             self._values: list[Any] = [leaves]
-            early: dict[int, Tensor] = {}
+            along: dict[int, Tensor] = {}
             for number in range(1, len(program.operations) + 1):
-                if number in self._seconds:
-                    value, early[self._seconds[number]] = self._compute_pair(number, None)
+                if number in self._riders:
+                    value, *others = self._compute_with_riders(number)
+                    along.update(zip(self._riders[number], others, strict=True))
                 else:
-                    value = early.pop(number) if number in early else self._compute(number)
+                    value = along.pop(number) if number in along else self._compute(number)
                 self._values.append(self._placed(number, value))
         self.size: int = sum(self._values[number].nbytes for number in self._computed)
         if not isinstance(self._values[-1], Tensor):
@@ -303,14 +304,14 @@ class _Track:
     def _run(self, numbers: Sequence[int]) -> None:
         done: set[int] = set()
         for number in numbers:
-            second = self._seconds.get(number)
-            if second is not None:  # it depends on whatever the first does, and so is out of date as well
-                self._write((number, second), self._compute_pair(number, (self._values[number], self._values[second])))
-                done.add(second)
+            if number in self._riders:  # which depend on whatever this does, and so are out of date as well
+                together = (number, *self._riders[number])
+                done.update(together)
+                self._write(together, self._compute_with_riders(number))
             elif number not in done:
                 self._write((number,), (self._compute(number),))
 
-    def _write(self, numbers: Sequence[int], values: Sequence[Tensor]) -> None:
+    def _write(self, numbers: Sequence[int], values: Sequence[Any]) -> None:
         for number, value in zip(numbers, values, strict=True):
             if value is not self._values[number]:
                 self._values[number].copy_(value)
@@ -321,17 +322,23 @@ class _Track:
         if operation.dialled is None:
             with _NoValueRead(operation):
                 return operation.compute(inputs, ())
-        place = self._values[number] if number < len(self._values) else None
-        return operation.dialled.run(inputs, self._forms[number - 1], self._dials[number - 1], place)
+        return operation.dialled.run(inputs, self._forms[number - 1], self._dials[number - 1], self._place(number))
 
-    def _compute_pair(self, first: int, outs: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        second = self._seconds[first]
-        operations, forms, dials = self._program.operations, self._forms, self._dials
-        inputs = [self._values[position] for position in operations[first - 1].inputs]
-        pair = operations[second - 1].pair
-        assert pair is not None
-        both = first - 1, second - 1
-        return pair.run(inputs, (forms[both[0]], forms[both[1]]), (dials[both[0]], dials[both[1]]), outs)
+    def _compute_with_riders(self, number: int) -> tuple[Tensor, ...]:
+        operation = self._program.operations[number - 1]
+        inputs = [self._values[position] for position in operation.inputs]
+        assert isinstance(operation.dialled, Carrier)
+        rides = []
+        for other in self._riders[number]:
+            rider = self._program.operations[other - 1].dialled
+            assert isinstance(rider, Rider)
+            rides.append(Ride(rider, self._forms[other - 1], self._dials[other - 1], self._place(other)))
+        form, dial = self._forms[number - 1], self._dials[number - 1]
+        return operation.dialled.run_with(inputs, form, dial, self._place(number), rides)
+
+    def _place(self, number: int) -> Tensor | None:
+        """Return where a value lies, once it has a place."""
+        return self._values[number] if number < len(self._values) else None
 
     def _placed(self, number: int, value: Any) -> Any:
         """Return a value in its place; what is a view of another, or no tensor, has none and never runs again."""
@@ -427,19 +434,19 @@ def _course(
     )
 
 
-def _seconds_of_pairs(program: Program, forms: Forms) -> dict[int, int]:
-    """Return which operations are computed together with another that reads them, and with which: its first that fits.
-
-    Wherever the first is out of date, so is the second, which depends on all that the first does.
-    """
-    seconds: dict[int, int] = {}
+def _riders_of(program: Program, forms: Forms) -> dict[int, tuple[int, ...]]:
+    """Return which operations others are computed along with, and which: each reads nothing else."""
+    riders: dict[int, tuple[int, ...]] = {}
     for number, operation in enumerate(program.operations, start=1):
-        if operation.pair is None:
+        rider = operation.dialled
+        if not isinstance(rider, Rider) or len(operation.inputs) > 1 or not rider.rides(forms[number - 1]):
             continue
-        (first,) = operation.inputs
-        if first not in seconds and operation.pair.fits(forms[first - 1], forms[number - 1]):
-            seconds[first] = number
-    return seconds
+        (source,) = operation.inputs
+        carrier = program.operations[source - 1].dialled if source else None
+        others = riders.get(source, ())
+        if isinstance(carrier, Carrier) and len(others) < carrier.carries(forms[source - 1]):
+            riders[source] = (*others, number)
+    return riders
 
 
 def _dial(operation: Operation, bits: Bits) -> tuple[int, int]:

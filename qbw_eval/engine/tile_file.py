@@ -109,5 +109,6 @@ def _is_tile(name: str, numbers: Any) -> bool:
         and name.isprintable()
         and type(numbers) is list
         and len(numbers) == len(Tile._fields)
-        and all(type(number) is int and 0 < number <= _LARGEST_NUMBER for number in numbers)
+        and all(type(number) is int and 0 < number <= _LARGEST_NUMBER for number in numbers[:-1])
+        and type(numbers[-1]) is bool
     )

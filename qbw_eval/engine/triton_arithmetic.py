@@ -149,14 +149,14 @@ class TritonConvolution:
         other: Tensor | None,
         rounding: Rounding,
         out: Tensor | None = None,
-        levels: Levels | None = None,
+        levels: Sequence[Levels] = (),
     ) -> Tensor:
         """Return what `triton_kernels.convolve` does, with the fastest tile; the first launch of its kind is tuned."""
         window = window_of(self._layer)
         convolved = partial(
             convolve, bank=bank, epilogues=epilogues, choice=choice, window=window, relu=relu, rounding=rounding
         )
-        besides = Rounding.NONE if levels is None else levels.rounding
+        besides = tuple(each.rounding for each in levels)
         workload = workload_of(
             images, bank, window, relu=relu, added=other is not None, rounding=rounding, levels=besides
         )
@@ -167,7 +167,7 @@ class TritonConvolution:
                 images[:few],
                 other=None if other is None else other[:few],
                 tile=tile,
-                levels=None if levels is None else replace(levels, out=levels.out[:few]),
+                levels=[replace(each, out=each.out[:few]) for each in levels],
             )
 
         return convolved(images, other=other, tile=self._tuner.tile(workload, try_with), out=out, levels=levels)
@@ -226,13 +226,32 @@ def rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
 def why_not_on(device: torch.device) -> str | None:
     """Return why the kernels cannot be trusted on a device, having tried them there; None where they can."""
     try:
-        exact = _exact(device, 255, 127, Rounding.NONE, Tile()) and all(
-            _exact(device, 255, 255, how) for how in Rounding
+        exact = (
+            _exact(device, 255, 127, Rounding.NONE, Tile())
+            and all(_exact(device, 255, 255, how) for how in Rounding)
+            and all(_rounds_exactly(device, unit) for unit in _TRIED_UNITS)
         )
     except Exception as error:  # whatever a compiler, a driver or a device may say
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"Triton's convolution does not run on {device} ({text})"
     return None if exact else f"Triton's convolution of integers is not exact on {device}"
+
+
+_TRIED_UNITS = (1.0, 0.7, 1 / 3, 1.9999999, 2.0**-40)
+
+
+def _rounds_exactly(device: torch.device, unit: float) -> bool:
+    """Compare values at and beside every tie, and infinities, with what division makes of them."""
+    largest, unit_of = torch.tensor(float(2**_MOST_BITS - 1)), torch.tensor(unit)
+    ties = (torch.arange(2**_MOST_BITS) + 0.5) * unit_of
+    x = torch.cat([ties, ties / largest, torch.tensor([float("inf"), float("-inf"), float("nan")])])
+    up, down = torch.nextafter(x, torch.tensor(float("inf"))), torch.nextafter(x, torch.tensor(float("-inf")))
+    x = torch.cat([x, up, down])
+    limits = torch.stack([largest, unit_of]).to(device)
+    return all(
+        torch.equal(rounded(x.to(device), limits, how).cpu(), by(x.nan_to_num(nan=0.0), unit_of, largest))
+        for how, by in ((Rounding.CLIPPING, PLAIN.levels_by_clipping), (Rounding.STEP, PLAIN.levels_by_step))
+    )
 
 
 def _exact(device: torch.device, activation: int, magnitude: int, rounding: Rounding, tile: Tile | None = None) -> bool:

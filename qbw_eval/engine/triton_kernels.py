@@ -22,21 +22,34 @@ and rounding are those of `passes`, in that order, one rounding each. Compilers 
 an addition: kernels are launched with `enable_fp_fusion=False`, which reaches both LLVM and ptxas (`--fmad=false`);
 division is `div_rn`, since `/` is an approximation; half to even is what float32 does by itself when 2**23 is added.
 
+*Dividing* by what is the same for all values takes no division: with y = 1 / unit, rounded, each q of
+
+    q = a * y;  q = q + (a - q * unit) * y;  q = q + (a - q * unit) * y        (each + and - fused with its product)
+
+is nearer, the second within one unit in the last place, from where the third is the rounded quotient itself (P. W.
+Markstein, Computation of elementary functions on the IBM RISC System/6000 processor, IBM Journal of Research and
+Development 34, 1990). That holds as long as nothing underflows or overflows that matters, for which units
+within 2**-50 and 2**50 see (`integer_region.MOST_UNIT`): what is rounded to 0 may be off. Four fused operations take
+the place of twenty and a branch. The interpreter has no fused operation, and divides.
+
 **Bitwidths are data.** All bitwidths of a layer lie in one bank of weights and one table of scales, biases and levels;
 which of them a launch takes is read on the device, from two integers. So a launch is the same whatever the bits are.
 
 On tensors of the CPU everything runs under Triton's interpreter: slowly, for tests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction
 
 from qbw_eval.engine.packing import Split
@@ -57,6 +70,10 @@ class Rounding(IntEnum):
     SCALED = 1  # round(clamp(y, 0, largest)), where y is in units of the levels already
     CLIPPING = 2  # round(clamp(y, 0, unit) * largest / unit)
     STEP = 3  # round(clamp(y / unit, 0, largest))
+
+
+MOST_LEVELS = 2
+"""How often a launch writes levels beside its float32 values, at most."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,7 @@ class Tile(NamedTuple):
     channels: int = 64
     warps: int = 4
     stages: int = 4
+    early: bool = False  # whether what is added is fetched before anything is multiplied
 
 
 @dataclass(frozen=True)
@@ -159,7 +177,7 @@ def convolve(
     rounding: Rounding = Rounding.NONE,
     tile: Tile | None = None,
     out: Tensor | None = None,
-    levels: Levels | None = None,
+    levels: Sequence[Levels] = (),
 ) -> Tensor:
     """Return a convolution and what follows it, (N, out, H', W') in channels_last; uint8 where rounded, else float32.
 
@@ -174,7 +192,7 @@ def convolve(
         rounding: what becomes of the value.
         tile: how the work is cut up; what is thought best if left out.
         out: what is returned, filled; a new tensor if left out.
-        levels: what is written besides; only where nothing is rounded.
+        levels: what is written besides, at most `MOST_LEVELS`; only where nothing is rounded.
     """
     samples, channels, height, width = x.shape
     outputs = bank.weights.shape[1]
@@ -183,18 +201,20 @@ def convolve(
     if out is None:
         dtype = torch.float32 if rounding is Rounding.NONE else torch.uint8
         out = torch.empty(samples, down, across, outputs, dtype=dtype, device=x.device).permute(0, 3, 1, 2)
+    own = Levels(rounding, epilogues.limits, choice[1:], out)
+    one, two, *_ = (*levels, own, own)
     if pixels:
         tile = tile or best_tile(x.device, pixels, outputs, channels)
         _launch(
             *(_convolution, (-(-pixels // tile.pixels) * -(-outputs // tile.outputs),)),
             *(x, bank.weights, bank.corrections, bank.factors),
-            *(epilogues.scales, epilogues.biases, epilogues.limits if levels is None else levels.limits),
-            *(epilogues.scales if other is None else other, out, out if levels is None else levels.out),
-            *(choice, choice[1:] if levels is None else levels.row, pixels),
+            *(epilogues.scales, epilogues.biases, epilogues.scales if other is None else other, out, choice),
+            *(one.limits, one.row, one.out, two.limits, two.row, two.out, pixels),
             *(height, width, channels, outputs, down, across),
             *(*window.kernel, *window.stride, *window.padding, *window.dilation),
             *(bank.wide, relu, other is not None, rounding is Rounding.NONE),
-            *(int(rounding if levels is None else levels.rounding), tile.pixels, tile.outputs, tile.channels),
+            *(int(one.rounding), int(two.rounding if len(levels) > 1 else Rounding.NONE), x.is_cuda, tile.early),
+            *(tile.pixels, tile.outputs, tile.channels),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
@@ -226,7 +246,7 @@ def rounded(x: Tensor, limits: Tensor, rounding: Rounding, out: Tensor | None = 
         out = torch.empty_like(x, dtype=torch.uint8)
     if x.numel():
         block = 1024 if x.is_cuda else 2**16
-        _launch(_rounding, (-(-x.numel() // block),), x, limits, out, x.numel(), int(rounding), block)
+        _launch(_rounding, (-(-x.numel() // block),), x, limits, out, x.numel(), int(rounding), x.is_cuda, block)
     return out
 
 
@@ -243,12 +263,37 @@ def _launcher(kernel: Any, device: str) -> Any:
 
     Neither how many pixels there are nor where in a table a launch looks changes what is worth compiling anew.
     """
-    if device == "cpu":
-        return InterpretedFunction(kernel)
+    if device == "cpu":  # the interpreter calls what is no kernel as it is
+        inside = {name: value.fn for name, value in kernel.__globals__.items() if isinstance(value, JITFunction)}
+        return InterpretedFunction(FunctionType(kernel.__code__, kernel.__globals__ | inside, kernel.__name__))
     names = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
-    anywhere = [name for name in ("choice", "limits_row") if name in names]
+    anywhere = [name for name in ("choice", "row", "row_too") if name in names]
     any_number = [name for name in ("pixels",) if name in names]
     return triton.jit(kernel, do_not_specialize=any_number, do_not_specialize_on_alignment=anywhere)
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # Triton leaves it untyped
+def _levels_of(
+    value: tl.tensor, largest: tl.tensor, unit: tl.tensor, ROUNDING: tl.constexpr, FUSED: tl.constexpr
+) -> tl.tensor:
+    value = tl.maximum(value, 0.0)  # which NaN becomes
+    if ROUNDING == 1:
+        value = tl.minimum(value, largest)
+    else:
+        if ROUNDING == 2:  # noqa: SIM108 - Triton compiles the one that is taken
+            value = tl.minimum(value, unit) * largest
+        else:
+            value = tl.minimum(value, (largest + 1) * unit)  # or infinities would be divided
+        if FUSED:
+            reciprocal = tl.div_rn(1.0, unit)
+            quotient = value * reciprocal
+            quotient = tl.fma(tl.fma(quotient, -unit, value), reciprocal, quotient)
+            value = tl.fma(tl.fma(quotient, -unit, value), reciprocal, quotient)
+        else:
+            value = tl.div_rn(value, unit)
+        if ROUNDING == 3:
+            value = tl.minimum(value, largest)
+    return (value + HALF).to(tl.int32, bitcast=True).to(tl.uint8)  # the last digits of the significand
 
 
 def _convolution(
@@ -258,12 +303,15 @@ def _convolution(
     factors: tl.tensor,
     scales: tl.tensor,
     biases: tl.tensor,
-    limits: tl.tensor,
     other: tl.tensor,
     out: tl.tensor,
-    levels_out: tl.tensor,
     choice: tl.tensor,
-    limits_row: tl.tensor,
+    limits: tl.tensor,
+    row: tl.tensor,
+    levels: tl.tensor,
+    limits_too: tl.tensor,
+    row_too: tl.tensor,
+    levels_too: tl.tensor,
     pixels: tl.tensor,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -284,6 +332,9 @@ def _convolution(
     ADD: tl.constexpr,
     VALUES: tl.constexpr,
     ROUNDING: tl.constexpr,
+    ROUNDING_TOO: tl.constexpr,
+    FUSED: tl.constexpr,
+    EARLY: tl.constexpr,
     PIXELS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -291,13 +342,13 @@ def _convolution(
     bank = tl.load(choice)
     way = tl.load(choice + 1)
     # Programs that follow each other read the same images, which come out of the L2 cache then.
-    row = tl.program_id(0) // ((OUT + OUTPUTS - 1) // OUTPUTS) * PIXELS
-    pixel = row + tl.arange(0, PIXELS)
+    start = tl.program_id(0) // ((OUT + OUTPUTS - 1) // OUTPUTS) * PIXELS
+    pixel = start + tl.arange(0, PIXELS)
     output = tl.program_id(0) % ((OUT + OUTPUTS - 1) // OUTPUTS) * OUTPUTS + tl.arange(0, OUTPUTS)
     here = output < OUT
     mask = (pixel < pixels)[:, None] & here[None, :]
     at = tl.arange(0, PIXELS)[:, None] * OUT + output[None, :]  # from the program's first pixel on
-    first = row.to(tl.int64) * OUT  # from here on offsets may exceed 2**31
+    first = start.to(tl.int64) * OUT  # from here on offsets may exceed 2**31
     top = pixel % (DOWN * ACROSS) // ACROSS * STRIDE_Y - PADDING_Y
     left = pixel % ACROSS * STRIDE_X - PADDING_X
     corner = (((pixel // (DOWN * ACROSS)).to(tl.int64) * HEIGHT + top) * WIDTH + left) * IN
@@ -306,6 +357,8 @@ def _convolution(
     pieces: tl.constexpr = (IN + CHANNELS - 1) // CHANNELS
     sums = tl.full((PIXELS, OUTPUTS), 0, tl.int32)
     plain = tl.full((PIXELS, 16), 0, tl.int32)  # of activations alone, the same in all 16 columns
+    if ADD and EARLY:
+        added = tl.load(other + first + at, mask=mask, other=0.0)
     for step in range(0, KERNEL_Y * KERNEL_X * pieces):
         place = step // pieces
         channel = step % pieces * CHANNELS + tl.arange(0, CHANNELS)
@@ -318,20 +371,20 @@ def _convolution(
             inside = inside & (left + z >= 0) & (left + z < WIDTH)
         images = x + (y.to(tl.int64) * WIDTH + z) * IN
         if IN % CHANNELS == 0:
-            levels = tl.load(images + corner[:, None] + channel[None, :], mask=inside[:, None], other=0)
+            image = tl.load(images + corner[:, None] + channel[None, :], mask=inside[:, None], other=0)
             ones = tl.full((CHANNELS, 16), 1, tl.int8)
-            found = here[None, :]
+            weights_inside = here[None, :]
         else:
             real = channel < IN
-            levels = tl.load(images + corner[:, None] + channel[None, :], mask=inside[:, None] & real[None, :], other=0)
+            image = tl.load(images + corner[:, None] + channel[None, :], mask=inside[:, None] & real[None, :], other=0)
             ones = real.to(tl.int8)[:, None] * tl.full((1, 16), 1, tl.int8)
-            found = here[None, :] & real[:, None]
+            weights_inside = here[None, :] & real[:, None]
         weight_at = of_output[None, :] + (place * IN + channel)[:, None]
         if IN % CHANNELS == 0 and OUT % OUTPUTS == 0:
             weight = tl.load(weight_at)
         else:
-            weight = tl.load(weight_at, mask=found, other=0)
-        shifted = (levels ^ 128).to(tl.int8, bitcast=True)
+            weight = tl.load(weight_at, mask=weights_inside, other=0)
+        shifted = (image ^ 128).to(tl.int8, bitcast=True)
         sums = tl.dot(shifted, weight, sums, out_dtype=tl.int32)
         if WIDE:
             plain = tl.dot(shifted, ones, plain, out_dtype=tl.int32)
@@ -344,24 +397,21 @@ def _convolution(
     bias = tl.load(biases + way * OUT + output, mask=here, other=0.0)
     value = sums.to(tl.float32) * scale[None, :] + bias[None, :]
     if ADD:
-        value = value + tl.load(other + first + at, mask=mask, other=0.0)
+        if not EARLY:
+            added = tl.load(other + first + at, mask=mask, other=0.0)
+        value = value + added
     if RELU:
         value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if VALUES:
         tl.store(out + first + at, value, mask=mask)
     if ROUNDING > 0:
-        limit = limits + 2 * tl.load(limits_row)
-        largest = tl.load(limit)
-        unit = tl.load(limit + 1)
-        value = tl.maximum(value, 0.0)
-        if ROUNDING == 1:
-            value = tl.minimum(value, largest)
-        elif ROUNDING == 2:
-            value = tl.div_rn(tl.minimum(value, unit) * largest, unit)
-        else:
-            value = tl.minimum(tl.div_rn(value, unit), largest)
-        value = value + HALF - HALF
-        tl.store(levels_out + first + at, value.to(tl.uint8), mask=mask)
+        limit = limits + 2 * tl.load(row)
+        found = _levels_of(value, tl.load(limit), tl.load(limit + 1), ROUNDING, FUSED)
+        tl.store(levels + first + at, found, mask=mask)
+    if ROUNDING_TOO > 0:
+        limit = limits_too + 2 * tl.load(row_too)
+        found = _levels_of(value, tl.load(limit), tl.load(limit + 1), ROUNDING_TOO, FUSED)
+        tl.store(levels_too + first + at, found, mask=mask)
 
 
 def _rounding(
@@ -370,18 +420,9 @@ def _rounding(
     out: tl.tensor,
     count: tl.tensor,
     ROUNDING: tl.constexpr,
+    FUSED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, mask=at < count, other=0.0)
-    largest = tl.load(limits)
-    unit = tl.load(limits + 1)
-    value = tl.maximum(value, 0.0)
-    if ROUNDING == 1:
-        value = tl.minimum(value, largest)
-    elif ROUNDING == 2:
-        value = tl.div_rn(tl.minimum(value, unit) * largest, unit)
-    else:
-        value = tl.minimum(tl.div_rn(value, unit), largest)
-    value = value + HALF - HALF
-    tl.store(out + at, value.to(tl.uint8), mask=at < count)
+    tl.store(out + at, _levels_of(value, tl.load(limits), tl.load(limits + 1), ROUNDING, FUSED), mask=at < count)

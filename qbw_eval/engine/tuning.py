@@ -32,20 +32,24 @@ from schemas.errors import QBWError
 
 _TILES = (
     Tile(),
-    Tile(64, 64, 64, warps=4, stages=4),
-    Tile(128, 64, 128, warps=4, stages=3),
     Tile(64, 128, 128, warps=4, stages=3),
-    Tile(128, 128, 128, warps=8, stages=3),
-    Tile(128, 32, 64, warps=4, stages=4),
     Tile(64, 32, 128, warps=4, stages=4),
     Tile(32, 64, 128, warps=4, stages=4),
     Tile(32, 32, 128, warps=4, stages=4),
 )
+_WITH_ADDITION = tuple(
+    tile._replace(early=early) for tile in (Tile(64, 64, 64), Tile(128, 32, 64)) for early in (False, True)
+)
+_WITHOUT_ADDITION = (Tile(128, 64, 128, warps=4, stages=3), Tile(128, 128, 128, warps=8, stages=3))
 """What is tried: what some layer of ResNet-18 or ResNet-50 was fastest with on a GPU of compute capability 9, and
-smaller tiles for smaller networks, as far as a thread holds no more than 64 sums. With 128 of them and what is added it
-runs out of registers, which docs/performance.md has counted."""
+smaller tiles for smaller networks. What is added takes registers, which docs/performance.md has counted: with more
+than 64 sums a thread there are too few."""
 
-_WITHOUT_ADDITION = (Tile(128, 128, 64, warps=4, stages=4), Tile(128, 256, 128, warps=8, stages=3))
+_WITHOUT_ADDITION_ON_HOPPER = (
+    Tile(128, 64, 128, warps=4, stages=3),
+    Tile(128, 128, 64, warps=4, stages=4),
+    Tile(128, 256, 128, warps=8, stages=3),
+)
 """Where nothing is added and sums are all that a thread holds, as on compute capability 9."""
 
 _FEW, _MANY = 64, 4096
@@ -80,7 +84,7 @@ class Workload(NamedTuple):
         channels, height, width: of the images.
         outputs, window, wide: of the weights.
         relu, added, rounding: what follows.
-        levels: how what is written besides is rounded; NONE where nothing is.
+        levels: how each of what is written besides is rounded.
     """
 
     samples: int
@@ -93,7 +97,7 @@ class Workload(NamedTuple):
     relu: bool
     added: bool
     rounding: Rounding
-    levels: Rounding = Rounding.NONE
+    levels: tuple[Rounding, ...] = ()
 
     @property
     def pixels(self) -> int:
@@ -115,7 +119,7 @@ class Workload(NamedTuple):
         sizes = f"{self.samples}x{self.channels}x{self.height}x{self.width} to {self.outputs}"
         window = [f"{what} {down}x{across}" for what, (down, across) in self.window._asdict().items()]
         follows = [what for what in ("wide", "relu", "added") if getattr(self, what)]
-        besides = [f"levels by {self.levels.name.lower()}"] if self.levels else []
+        besides = [f"levels by {each.name.lower()}" for each in self.levels]
         return ", ".join([sizes, *window, *follows, self.rounding.name.lower(), *besides])
 
 
@@ -127,7 +131,7 @@ def workload_of(
     relu: bool,
     added: bool,
     rounding: Rounding,
-    levels: Rounding = Rounding.NONE,
+    levels: tuple[Rounding, ...] = (),
 ) -> Workload:
     """Return the workload of a convolution; see `triton_kernels.convolve`."""
     return _workload(images.shape, bank.weights.shape[1], window, bank.wide, relu, added, rounding, levels)
@@ -142,7 +146,7 @@ def _workload(
     relu: bool,
     added: bool,
     rounding: Rounding,
-    levels: Rounding,
+    levels: tuple[Rounding, ...],
 ) -> Workload:
     samples, channels, height, width = shape
     most = max(1, _MOST_VALUES // max(1, outputs * math.prod(window.over(height, width))))
@@ -157,8 +161,9 @@ def candidates(workload: Workload, *, hopper: bool) -> list[Tile]:
         workload: the convolution.
         hopper: whether the device is of compute capability 9.
     """
-    larger = _WITHOUT_ADDITION if hopper and not workload.added else ()
-    untuned, *others = dict.fromkeys(_cut(tile, workload) for tile in (*_TILES, *larger))
+    unadded = _WITHOUT_ADDITION_ON_HOPPER if hopper else _WITHOUT_ADDITION
+    more = _WITH_ADDITION if workload.added else unadded
+    untuned, *others = dict.fromkeys(_cut(tile, workload) for tile in (*_TILES, *more))
     usual = _programs(untuned, workload)
     few, many = min(_FEW, usual), max(_MANY, 2 * usual)
     return [untuned, *(tile for tile in others if few <= _programs(tile, workload) <= many)]

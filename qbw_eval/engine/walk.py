@@ -7,7 +7,7 @@ changes early layers rarely; every value is dropped after its last use, which is
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -56,31 +56,43 @@ class Dialled(Protocol):
         ...
 
 
-class Pair(Protocol):
-    """Two operations with bits as data in one launch: one, and another whose only input it is."""
+@runtime_checkable
+class Rider(Dialled, Protocol):
+    """An operation that may be computed along, in the very launch that computes its only input."""
 
-    def fits(self, first: Hashable, second: Hashable) -> bool:
-        """Return whether one launch computes both, in these forms."""
+    def rides(self, form: Hashable) -> bool:
+        """Return whether it may, in this form."""
         ...
 
-    def run(
-        self,
-        inputs: Sequence[Any],
-        forms: tuple[Hashable, Hashable],
-        dials: tuple[Tensor, Tensor],
-        outs: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return both values; the same bits as `Dialled.run` of one after the other.
 
-        Args:
-            inputs: of the first.
-            forms: of both, such that it `fits`.
-            dials: of both.
-            outs: where the values may be written; new memory if None.
+class Ride(NamedTuple):
+    """What a launch is asked to compute along.
 
-        Raises:
-            UnreplayableError: these inputs need other launches.
-        """
+    Attributes:
+        rider: the operation.
+        form: of its bits.
+        dial: (2,) int32 on the device.
+        out: where its value may be written; new memory if None.
+    """
+
+    rider: Rider
+    form: Hashable
+    dial: Tensor
+    out: Tensor | None
+
+
+@runtime_checkable
+class Carrier(Dialled, Protocol):
+    """An operation whose launch may compute others along that read its value."""
+
+    def carries(self, form: Hashable) -> int:
+        """Return how many at most, in this form."""
+        ...
+
+    def run_with(
+        self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None, rides: Sequence[Ride]
+    ) -> tuple[Tensor, ...]:
+        """Return its value, then those of its riders; the same bits as `run` of each."""
         ...
 
 
@@ -95,7 +107,6 @@ class Operation:
         compute: a pure function of its inputs and those bits; it changes no input, and does not depend on what was
             walked before.
         dialled: the same with bits as data; None where nobody knows how, or there are no layers.
-        pair: the same together with the operation that it reads; None where they cannot be one launch.
     """
 
     name: str
@@ -103,7 +114,6 @@ class Operation:
     layers: frozenset[int]
     compute: Compute
     dialled: Dialled | None = None
-    pair: Pair | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from fused import create_fma
 from tape import repeating
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -297,6 +298,7 @@ def installed() -> Iterator[Gpu]:
         "torch.Tensor.cpu": lambda tensor: to(tensor, _CPU),
         "torch.Tensor.pin_memory": pin_memory,
         "qbw_eval.engine.triton_kernels._launch": gpu.launch,
+        "triton.runtime.interpreter.InterpreterBuilder.create_fma": create_fma,
     }
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,14 @@ from random_networks import configurations_of, layer_names_of, naive_logits, ran
 from torch import Tensor, nn
 
 from qbw_eval.engine import choose, passes
-from qbw_eval.engine.choose import ENGINES, WORTH_COMPILING, Choice, _arithmetic_on, choose_engine
+from qbw_eval.engine.choose import (
+    ENGINES,
+    WORTH_COMPILING,
+    WORTH_COMPILING_ON_GPU,
+    Choice,
+    _arithmetic_on,
+    choose_engine,
+)
 from qbw_eval.engine.integer import DeclinedError
 from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.passes import PLAIN, Passes
@@ -79,11 +86,11 @@ def test_what_lies_between_is_said_to_be_compiled_where_it_is(monkeypatch: pytes
     assert named(chosen("auto")) == ("integer", words)
 
 
-def test_off_the_cpu_auto_stays_with_the_references_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_the_cpu_auto_takes_integers_for_more_work_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's meta device stands for a GPU: it is not the CPU, and holds no values that could be compared."""
     monkeypatch.setattr(choose, "_check_equal", lambda *_: None)
-    found = chosen("auto", network().to("meta"), X.to("meta"))
-    assert named(found) == ("incremental", f"{EQUAL}; integers were never measured on a GPU")
+    found = chosen("auto", network().to("meta"), X.to("meta"), WORTH_COMPILING_ON_GPU - 1)
+    assert named(found) == ("incremental", f"{EQUAL}, and there is little to compute")
     nested = {"a": [X.to("meta")]}
     assert named(chosen("auto", Nested().to("meta"), nested)) == named(found)
 

@@ -6,7 +6,6 @@ Everything here is skipped where there is no CUDA device; what it relies on is t
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,7 @@ from qbw_eval.engine.triton_kernels import (  # noqa: E402
     Tile,
     Window,
     convolve,
+    rounded,
     weight_bank,
 )
 from qbw_eval.engine.tuning import Tuner, bench_on, candidates, workload_of  # noqa: E402
@@ -123,9 +123,22 @@ def test_inside_a_chunk_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyP
     engine = integer_engine(data[0].inputs)
     reference = Comparison(engine, configurations[0], MUCH, kl=True)
     measure(engine, data, configurations, reference)  # records
-    monkeypatch.setattr("qbw_eval.engine.tally.Tally.finish", partial(id))
+    monkeypatch.setattr("qbw_eval.engine.tally.Tally.finish", lambda tally: tally)  # which fetches the sums
     with nothing_may_wait():
         measure(engine, data, configurations, reference)
+
+
+@pytest.mark.parametrize("exponent", [-49, -4, 0, 49])
+def test_values_at_and_beside_ties_are_rounded_as_division_rounds_them(exponent: int) -> None:
+    draw, largest = torch.Generator().manual_seed(exponent + 50), torch.tensor(255.0)
+    for significand in (1 + torch.rand(20, generator=draw)).tolist():
+        unit = torch.tensor(significand * 2.0**exponent)
+        ties = (torch.arange(256) + 0.5) * unit
+        x = torch.cat([where * (1 + steps * 2.0**-23) for steps in range(-4, 5) for where in (ties, ties / 255)])
+        limits = torch.stack([largest, unit]).to(GPU)
+        by_clipping, by_step = (rounded(x.to(GPU), limits, how).cpu() for how in (Rounding.CLIPPING, Rounding.STEP))
+        assert torch.equal(by_clipping, PLAIN.levels_by_clipping(x, unit, largest))
+        assert torch.equal(by_step, PLAIN.levels_by_step(x, unit, largest))
 
 
 @pytest.mark.parametrize("rounding", [Rounding.NONE, Rounding.SCALED])

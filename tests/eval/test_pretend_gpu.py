@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from qbw_eval.data.batches import batches_on
 from qbw_eval.data.split import Split
 from qbw_eval.engine import replay
-from qbw_eval.engine.choose import choose_engine
+from qbw_eval.engine.choose import WORTH_COMPILING_ON_GPU, choose_engine
 from qbw_eval.engine.comparison import Comparison
+from qbw_eval.engine.cuda_graphs import CudaLane
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.passes import PLAIN
 from qbw_eval.engine.tally import Measures, Tally
+from qbw_eval.engine.walk import UnreplayableError
 from qbw_eval.evaluate import measure
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers, QuantLinear
 
@@ -108,6 +110,29 @@ def test_a_captured_graph_repeats_what_was_noted_and_nothing_else(gpu: Gpu) -> N
     factor[0] = 100.0
     graph.replay()
     assert y.cpu().tolist() == [10.0, 10.0]
+
+
+def test_auto_takes_integers_where_there_is_work_for_a_gpu_and_launches_are_replayed(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, x = network().to(DEVICE), split().inputs[:2].to(DEVICE)
+
+    def auto(work: int) -> tuple[str, str]:
+        names = layer_names_of(there)
+        choice = choose_engine("auto", there, names, x, OPTIONS, cache_bytes=MUCH, activation_bytes=MUCH, work=work)
+        return choice.engine.name, choice.reason
+
+    equal = "equal to the reference in every bit"
+    assert auto(WORTH_COMPILING_ON_GPU - 1) == ("incremental", f"{equal}, and there is little to compute")
+    assert auto(WORTH_COMPILING_ON_GPU) == ("integer", "exact convolutions of integers at 8 bits or fewer; by Triton")
+    assert gpu.replays
+
+    def fail(_lane: object, _run: object) -> None:
+        raise UnreplayableError("it is Thursday")
+
+    monkeypatch.setattr(CudaLane, "record", fail)
+    why = "launched one by one, they were never measured on a GPU: it is Thursday"
+    assert auto(WORTH_COMPILING_ON_GPU) == ("incremental", f"{equal}; no integers: {why}")
 
 
 def test_counts_are_the_cpus_and_inside_a_chunk_nothing_waits(gpu: Gpu) -> None:

@@ -25,7 +25,7 @@ from qbw_eval.engine.comparison import Comparison
 from qbw_eval.engine.integer import IntegerEngine, Replaying
 from qbw_eval.engine.replay import Replay
 from qbw_eval.engine.tally import Measures, Tally
-from qbw_eval.engine.walk import Bits, Operation, Program, UnreplayableError
+from qbw_eval.engine.walk import Bits, Operation, Program, Ride, UnreplayableError
 from qbw_eval.evaluate import measure
 from qbw_eval.networks.resnet import ResNet, Shape
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers, QuantLinear, SwitchableBatchNorm2d
@@ -34,7 +34,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gp
 
 from tape import Tape
 
-from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledPair, DialledRegion, DialledRounding
+from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledRegion, DialledRounding
 from qbw_eval.engine.triton_arithmetic import TritonArithmetic
 
 CPU = torch.device("cpu")
@@ -68,6 +68,35 @@ class Looked:
         return torch.cos(sum(inputs) + self.table[bits[self.layer]])
 
 
+class Carrying(Looked):
+    """One that computes others along, up to two."""
+
+    def carries(self, form: Hashable) -> int:
+        return 0 if form else 2
+
+    def run_with(
+        self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None, rides: Sequence[Ride]
+    ) -> tuple[Tensor, ...]:
+        value = self.run(inputs, form, dial, out)
+        for ride in rides:
+            assert isinstance(ride.rider, Riding)
+            ride.rider.along += 1
+        return (value, *(ride.rider.run([value], ride.form, ride.dial, ride.out) for ride in rides))
+
+
+class Riding(Looked):
+    """One that may be computed along.
+
+    Attributes:
+        along: how often it was.
+    """
+
+    along = 0
+
+    def rides(self, form: Hashable) -> bool:
+        return not form
+
+
 @dataclass(frozen=True)
 class Drawn:
     program: Program
@@ -85,7 +114,7 @@ def programs(draw: st.DrawFn) -> Drawn:
         read = tuple(draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=2)))
         if kind == "bits":
             layer = draw(st.integers(0, layers - 1))
-            looked = Looked(layer)
+            looked = draw(st.sampled_from([Looked, Carrying, Riding]))(layer)
             operation = Operation(
                 name="bits", inputs=read, layers=frozenset([layer]), compute=looked.compute, dialled=looked
             )
@@ -170,6 +199,30 @@ def chain(*looked: Looked) -> Program:
     return Program(operations)
 
 
+def test_what_reads_one_value_alone_is_computed_along_with_it_and_a_third_one_by_itself() -> None:
+    """One carrier, three riders, one of another form; and what reads two values or another's, which rides with none."""
+    riders = [Riding(1), Riding(1, odd_from=0), Riding(2), Riding(0), Riding(2)]
+    inputs = [(2,), (2,), (2,), (2,), (2, 3)]
+    carrier = Carrying(0)
+    read = [((1,), carrier), *zip(inputs, riders, strict=True), ((3, 4, 5, 6, 7), Looked(0))]
+    program = Program(
+        [
+            Operation(name="leaf", inputs=(0,), layers=frozenset(), compute=lambda v, _: v[0][0]),
+            *(
+                Operation(name="", inputs=read, layers=frozenset([one.layer]), compute=one.compute, dialled=one)
+                for read, one in read
+            ),
+        ]
+    )
+    each = configurations_of((0, 0, 0), (0, 1, 1), (1, 1, 1))
+    replayed, batch = replay_of(program, []), (torch.randn(2, 4),)
+    found = dict(replayed.walk(batch, each))
+    for position, value in program.walk(batch, each, program.plan(each)):
+        assert torch.equal(found[position], value)
+    places = 1  # and once for each set of operations in which the carrier is
+    assert [rider.along for rider in riders] == [places + 1, 0, places + 1, 0, 0]
+
+
 def test_a_set_of_operations_is_recorded_once_and_only_what_changed_runs() -> None:
     tapes: list[Tape] = []
     replayed = replay_of(chain(*map(Looked, range(3))), tapes)
@@ -243,7 +296,6 @@ def replaying_on(tapes: list[Tape]) -> Replaying:
         region=DialledRegion,
         rounding=DialledRounding,
         batch_norm=DialledBatchNorm,
-        pair=DialledPair,
         replay=lambda program: replay_of(program, tapes),
     )
 

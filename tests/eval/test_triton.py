@@ -5,8 +5,10 @@ No GPU is needed. What a GPU would run is compiled and looked at, too: tensor co
 
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from unittest import mock
 
@@ -26,14 +28,20 @@ from qbw_eval.quantization.layers import QuantConv2d, Quantizers, QuantLinear, S
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gpu]'")
 
-from benchmarks.tiles import PROGRAMS, compiled_for  # noqa: E402 - they need Triton
+from fused import create_fma, fused  # noqa: E402 - they need Triton
+from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
+
+from benchmarks.tiles import PROGRAMS, compiled_for  # noqa: E402
 from qbw_eval.engine import triton_arithmetic  # noqa: E402
 from qbw_eval.engine.triton_arithmetic import TritonArithmetic, why_not_on  # noqa: E402
 from qbw_eval.engine.triton_kernels import (  # noqa: E402
     Epilogues,
+    Levels,
     Rounding,
     Tile,
     Window,
+    _launcher,
+    _rounding,
     convolve,
     rounded,
     weight_bank,
@@ -225,6 +233,75 @@ def test_rounding_alone_is_the_cpus_passes_in_every_bit(bits: int) -> None:
         (Rounding.STEP, PLAIN.levels_by_step(x, unit, largest)),
     ):
         assert same_bits(rounded(x, limits, rounding), expected)
+
+
+def test_fused_is_what_fractions_give() -> None:
+    draw = np.random.default_rng(0)
+    x, y, z = (np.ldexp(draw.uniform(-1, 1, 2000), draw.integers(-9, 9, 2000)).astype(np.float32) for _ in range(3))
+    z[:1000] = -(x * y)[:1000]  # what is left of a product that was rounded
+    for one, other, third, found in zip(x, y, z, fused(x, y, z), strict=True):
+        exact = Fraction(float(one)) * Fraction(float(other)) + Fraction(float(third))
+        error, step = abs(Fraction(float(found)) - exact), Fraction(float(np.spacing(abs(found))))
+        assert error <= step / 2
+
+
+@pytest.mark.parametrize("rounding", [Rounding.CLIPPING, Rounding.STEP])
+def test_what_a_gpu_divides_by_with_fused_operations_is_divided_by_exactly(
+    rounding: Rounding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At and beside every tie, where a last place decides, for units of every size; the interpreter has no fma."""
+    monkeypatch.setattr(InterpreterBuilder, "create_fma", create_fma)
+    draw = torch.Generator().manual_seed(0)
+    largest = torch.tensor(255.0)
+    for exponent in (-49, -20, -3, 0, 7, 49):
+        for significand in (1.0, 2 - 2.0**-23, *(1 + torch.rand(4, generator=draw)).tolist()):
+            unit = torch.tensor(significand * 2.0**exponent)
+            ties = (torch.arange(256) + 0.5) * unit
+            x = torch.cat([ties / largest if rounding is Rounding.CLIPPING else ties, -ties[:5], torch.zeros(1)])
+            nearby = torch.cat([x * (1 + steps * 2.0**-23) for steps in range(-4, 5)])
+            x = torch.cat(
+                [nearby, torch.rand(500, generator=draw) * 260 * unit, torch.tensor([1e-38, 3e38, torch.inf])]
+            )
+            out = torch.empty_like(x, dtype=torch.uint8)
+            limits = torch.stack([largest, unit])
+            _launcher(_rounding, "cpu")[(1,)](x, limits, out, len(x), int(rounding), True, 2**12)
+            by = PLAIN.levels_by_clipping if rounding is Rounding.CLIPPING else PLAIN.levels_by_step
+            assert same_bits(out, by(x, unit, largest))
+
+
+@pytest.mark.parametrize("hows", [(Rounding.CLIPPING,), (Rounding.STEP,), (Rounding.STEP, Rounding.CLIPPING)], ids=str)
+@pytest.mark.parametrize("early", [False, True])
+def test_levels_written_beside_are_those_of_rounding_afterwards(hows: tuple[Rounding, ...], early: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (2, 20, 5, 7), generator=generator, dtype=torch.uint8)
+    weights = (torch.randint(-128, 128, (9, 20, 3, 3), generator=generator) * 2 + 1).int()
+    other = torch.randn((2, 9, 5, 7), generator=generator).contiguous(memory_format=torch.channels_last)
+    scales = torch.rand((1, 9), generator=generator) * 1e-4
+    limits = torch.tensor([[3.0, 0.5], [15.0, 1.3], [255.0, 2.0]])
+    along = [
+        Levels(how, limits, torch.tensor([row], dtype=torch.int32), torch.empty_like(other, dtype=torch.uint8))
+        for row, how in enumerate(hows, start=1)
+    ]
+
+    def value(levels: list[Levels]) -> Tensor:
+        return convolve(
+            x.contiguous(memory_format=torch.channels_last),
+            weight_bank([split_of(weights)], CPU),
+            Epilogues(scales, -scales, torch.zeros(1, 2)),
+            torch.zeros(2, dtype=torch.int32),
+            Window((3, 3), padding=(1, 1)),
+            relu=True,
+            other=other,
+            tile=SMALL._replace(early=early),
+            levels=levels,
+        )
+
+    found, alone = value(along), value([])
+    assert same_bits(found, alone)
+    for row, each in enumerate(along, start=1):
+        afterwards = rounded(rows(alone), limits[row], each.rounding)
+        assert same_bits(rows(each.out), afterwards)
+        assert len(afterwards.unique()) > 5
 
 
 def test_ties_go_to_the_even_level_and_ends_clip() -> None:
@@ -425,6 +502,18 @@ def test_a_device_that_convolves_wrongly_is_declined_in_a_sentence(monkeypatch: 
     assert why_not_on.__wrapped__(CPU) == "Triton's convolution of integers is not exact on cpu"
 
 
+def test_a_device_that_rounds_wrongly_is_declined_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a reciprocal alone, as a compiler might take the liberty to."""
+
+    def wrong(x: Tensor, limits: Tensor, rounding: Rounding) -> Tensor:
+        (largest, unit), scaled = limits, 1 / limits[1]
+        x = x.clamp(0, float(unit)) * largest if rounding is Rounding.CLIPPING else x.clamp(0, float(256 * unit))
+        return (x * scaled).clamp(0, float(largest)).round().to(torch.uint8)
+
+    monkeypatch.setattr(triton_arithmetic, "rounded", wrong)
+    assert why_not_on.__wrapped__(CPU) == "Triton's convolution of integers is not exact on cpu"
+
+
 def test_a_device_that_cannot_run_it_is_declined_with_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_settings: object) -> None:
         raise RuntimeError("no kernel image is available\nand so on")
@@ -441,11 +530,11 @@ def test_a_network_elsewhere_is_declined_in_a_sentence() -> None:
     assert str(error.value) == "it runs on cpu only"
 
 
-def test_what_is_asked_for_on_a_gpu_is_triton_and_says_that_it_was_never_measured() -> None:
+def test_what_is_asked_for_on_a_gpu_is_triton() -> None:
     arithmetic, words = _arithmetic_on(torch.device("cuda:0"), MUCH)
     assert isinstance(arithmetic, TritonArithmetic)
     assert arithmetic.device == torch.device("cuda:0")
-    assert words == "by Triton, whose speed was never measured on a GPU"
+    assert words == "by Triton"
 
 
 # --- what a GPU would run -------------------------------------------------------------------------------------------
@@ -457,12 +546,15 @@ def test_what_is_asked_for_on_a_gpu_is_triton_and_says_that_it_was_never_measure
 def test_compiled_for_a_gpu_it_multiplies_int8_and_contracts_nothing(
     capability: int, tensor_core: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In PTX, where division is one correctly rounded instruction; and, without one, in the machine's own language."""
+    """In PTX, where only what is divided by is; and, where nothing is divided, in the machine's own language."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ptx = compiled_for(capability, Rounding.CLIPPING).ptx
     assert re.search(tensor_core, ptx)
-    floats = set(re.findall(r"\b((?:fma|mad|mul|add|sub|div|rcp|max|min)\.\S*f32)\b", ptx))
-    assert floats == {"mul.rn.f32", "add.rn.f32", "div.rn.f32", "max.NaN.f32", "max.f32", "min.f32"}, "no fma, no .ftz"
+    floats = Counter(re.findall(r"\b((?:fma|mad|mul|add|sub|div|rcp|max|min)\.\S*f32)\b", ptx))
+    expected = {"mul.rn.f32", "add.rn.f32", "sub.rn.f32", "div.rn.f32", "fma.rn.f32"}
+    assert floats.keys() == expected | {"max.NaN.f32", "max.f32", "min.f32"}, "no .ftz"
+    assert floats["fma.rn.f32"] == 4 * floats["max.NaN.f32"] == 4 * 64, "what divides each value of a thread, no more"
+    assert floats["div.rn.f32"] == floats["sub.rn.f32"] == 1, "the reciprocal, and the negative unit"
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled_for(capability, Rounding.SCALED).cubin)
     code = subprocess.run([PROGRAMS / "nvdisasm", cubin], capture_output=True, text=True, check=True).stdout
