@@ -68,18 +68,18 @@ def compiled_for(capability: int, rounding: Rounding, tile: Tile | None = None, 
     """
     kernel = triton.jit(_convolution)
     result = "u8" if rounding else "fp32"
-    pointers = ("u8", "i8", "i32", "i32", "fp32", "fp32", "fp32", "fp32", result, "i32")
+    pointers = ("u8", "i8", "i32", "i32", "fp32", "fp32", "fp32", "fp32", result, "u8", "i32", "i32")
     signature = {
         name: f"*{pointers[number]}" if number < len(pointers) else "i32"
         for number, name in enumerate(kernel.arg_names)
         if name.islower()
     }
-    geometry = (3, 3, 1, 1, 1, 1, 1, 1)
+    geometry = (_IMAGE, _IMAGE, 256, 256, _IMAGE, _IMAGE, 3, 3, 1, 1, 1, 1, 1, 1)
     tile = tile or Tile()
-    settings = (*geometry, True, True, added, int(rounding), tile.pixels, tile.outputs, tile.channels)
+    settings = (*geometry, True, True, added, not rounding, int(rounding), tile.pixels, tile.outputs, tile.channels)
     names = [name for name in kernel.arg_names if name.isupper()]
     constants = {(kernel.arg_names.index(name),): value for name, value in zip(names, settings, strict=True)}
-    aligned = [*range(len(pointers)), *(kernel.arg_names.index(name) for name in ("channels", "outputs"))]
+    aligned = [number for number in range(len(pointers)) if kernel.arg_names[number] not in ("choice", "limits_row")]
     source = ASTSource(
         kernel,
         signature | dict.fromkeys(names, "constexpr"),

@@ -197,13 +197,19 @@ def _replaying_on(device: torch.device, activation_bytes: int) -> Replaying | No
     if device.type != "cuda":
         return None
     from qbw_eval.engine.cuda_graphs import CudaLane, seconds_on
-    from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledRegion, DialledRounding  # they need Triton
+    from qbw_eval.engine.dialled_region import (  # they need Triton
+        DialledBatchNorm,
+        DialledPair,
+        DialledRegion,
+        DialledRounding,
+    )
     from qbw_eval.engine.replay import Replay
 
     return Replaying(
         region=DialledRegion,
         rounding=DialledRounding,
         batch_norm=DialledBatchNorm,
+        pair=DialledPair,
         replay=partial(
             Replay,
             device=device,

@@ -1,7 +1,6 @@
 """A lane of a GPU: a CUDA stream, and CUDA graphs captured on it (`replay.Lane`).
 
-Never run so far: no GPU was at hand. What is recorded, and in which order it is replayed, is up to `replay`, which the
-tests run on the CPU.
+What is recorded, and in which order it is replayed, is up to `replay`, which the tests run on the CPU.
 """
 
 import time
@@ -33,9 +32,15 @@ class CudaLane:
     def record(self, run: Callable[[], None]) -> Callable[[], object]:
         """Return the replay of what `run` launches. Waits for the device."""
         graph = torch.cuda.CUDAGraph()
-        # Another thread may copy the next batch meanwhile, which is none of this graph's business.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            run()
+        # Not by `torch.cuda.graph`, which collects garbage and gives the allocator's memory back before each capture:
+        # half a second, dozens of times. Another thread may copy the next batch meanwhile, which is none of this
+        # graph's business.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                run()
+            finally:
+                graph.capture_end()
         return graph.replay
 
     def follow(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qbw_eval.engine.integer_region import IntegerRegion
 from qbw_eval.engine.passes import PLAIN, rows_of, shaped
 from qbw_eval.engine.triton_arithmetic import TritonConvolution, limits_of, rounding_for
-from qbw_eval.engine.triton_kernels import Epilogues, Rounding, WeightBank, rounded
+from qbw_eval.engine.triton_kernels import Epilogues, Levels, Rounding, WeightBank, rounded
 from qbw_eval.engine.walk import Bits, UnreplayableError
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, SwitchableBatchNorm2d
@@ -63,14 +63,31 @@ class DialledRegion:
         """Return rows of the bank of weights and of the table of epilogues; in float32, of options twice."""
         return self._dials[self._key(bits)]
 
-    def run(self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None) -> Tensor:
-        """Return the region's value."""
+    def run(
+        self,
+        inputs: Sequence[Any],
+        form: Hashable,
+        dial: Tensor,
+        out: Tensor | None,
+        levels: Levels | None = None,
+    ) -> Tensor:
+        """Return the region's value; levels besides only where it `gives_images_in_float32`."""
         assert isinstance(form, _Form)
         x, *others = inputs
         if form.integers:
-            return self._in_integers(x, others, form, dial, out)
+            return self._in_integers(x, others, form, dial, out, levels)
         y = self._in_float32(x, others, form, dial)
-        return y if form.result is Rounding.NONE else _levels(y, _of(self._reader_limits, dial[1:]), form.result)
+        return y if form.result is Rounding.NONE else _levels(y, _of(self._reader_limits, dial[1:]), form.result, out)
+
+    def gives_images_in_float32(self, form: Hashable) -> bool:
+        """Return whether a launch of this form computes with integers and rounds nothing, and its value is images."""
+        assert isinstance(form, _Form)
+        return form.integers and form.result is Rounding.NONE and isinstance(self._layer, QuantConv2d)
+
+    def like_value(self, x: Tensor) -> Tensor:
+        """Return uint8 memory in the shape of the region's value for an input x, in channels_last."""
+        shape = self._region.shape_for(x)
+        return torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=torch.channels_last)
 
     def _key(self, bits: Bits) -> tuple[int, int]:
         own = bits[self._region.position]
@@ -135,7 +152,13 @@ class DialledRegion:
         return floats + (self._bank[0].size if any(integers) else 0)
 
     def _in_integers(
-        self, x: Tensor, others: Sequence[Tensor], form: _Form, dial: Tensor, out: Tensor | None
+        self,
+        x: Tensor,
+        others: Sequence[Tensor],
+        form: _Form,
+        dial: Tensor,
+        out: Tensor | None,
+        levels: Levels | None = None,
     ) -> Tensor:
         region = self._region
         if others and (others[0].dtype, others[0].shape) != (torch.float32, region.shape_for(x)):
@@ -146,6 +169,7 @@ class DialledRegion:
             other=region.as_images(others[0]) if others else None,
             rounding=form.result,
             out=out if isinstance(self._layer, QuantConv2d) else None,
+            levels=levels,
         )
         return region.like_input(y, x)
 
@@ -226,10 +250,44 @@ class DialledRounding:
         """Return the row of the table of levels."""
         return self._options.index(bits[self._position]), 0
 
-    def run(self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None) -> Tensor:  # noqa: ARG002 - of the protocol
+    def run(self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None) -> Tensor:
         """Return the layer's input as uint8 integers, or as it is."""
         assert isinstance(form, Rounding)
-        return inputs[0] if form is Rounding.NONE else _levels(inputs[0], _of(self._limits, dial[:1]), form)
+        return inputs[0] if form is Rounding.NONE else _levels(inputs[0], _of(self._limits, dial[:1]), form, out)
+
+    def levels(self, form: Rounding, dial: Tensor, out: Tensor) -> Levels:
+        """Return what a launch is told that writes the layer's input as uint8 integers besides its own values."""
+        return Levels(form, self._limits, dial[:1], out)
+
+
+class DialledPair:
+    """See `walk.Pair`: a region that gives float32, and the rounding of that for a layer that reads it.
+
+    Args:
+        region: the first.
+        rounding: the second.
+    """
+
+    def __init__(self, region: DialledRegion, rounding: DialledRounding) -> None:
+        self._region = region
+        self._rounding = rounding
+
+    def fits(self, first: Hashable, second: Hashable) -> bool:
+        """Return whether one launch computes both."""
+        return self._region.gives_images_in_float32(first) and isinstance(second, Rounding) and bool(second)
+
+    def run(
+        self,
+        inputs: Sequence[Any],
+        forms: tuple[Hashable, Hashable],
+        dials: tuple[Tensor, Tensor],
+        outs: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return both values."""
+        value, integers = outs or (None, self._region.like_value(inputs[0]))
+        assert isinstance(forms[1], Rounding)
+        levels = self._rounding.levels(forms[1], dials[1], integers)
+        return self._region.run(inputs, forms[0], dials[0], value, levels), integers
 
 
 class DialledBatchNorm:
@@ -295,11 +353,15 @@ def _normalized(x: Tensor, norms: _Norms, number: Tensor) -> Tensor:
     return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norms.eps)
 
 
-def _levels(x: Tensor, limits: Tensor, rounding: Rounding) -> Tensor:
-    """Return x rounded to levels, uint8 in the shape of x; images in channels_last."""
+def _levels(x: Tensor, limits: Tensor, rounding: Rounding, out: Tensor | None) -> Tensor:
+    """Return x rounded to levels, uint8 in the shape of x; images in channels_last. It is `out` if that is given."""
     if x.dtype != torch.float32:
         raise UnreplayableError("it rounds values of another kind than float32")
-    return shaped(rounded(rows_of(x), limits, rounding), x.shape)
+    if out is None:
+        return shaped(rounded(rows_of(x), limits, rounding), x.shape)
+    rows = (out.permute(0, 2, 3, 1) if out.ndim == 4 else out).view(-1, x.shape[1 if x.ndim == 4 else -1])
+    rounded(rows_of(x), limits, rounding, rows)  # which are a view, or there would have been an error
+    return out
 
 
 def _of(table: Tensor, number: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.regions import Region, find_regions
 from qbw_eval.engine.replay import Replay
-from qbw_eval.engine.walk import Dialled, Operation, Program, UnreplayableError
+from qbw_eval.engine.walk import Dialled, Operation, Pair, Program, UnreplayableError
 from qbw_eval.memory import is_out_of_memory
 from qbw_eval.quantization.adoption import NO_STAND_INS, StandIns
 from qbw_eval.quantization.bitwidths import restored
@@ -42,12 +42,14 @@ class Replaying:
 
     Attributes:
         region, rounding, batch_norm: what makes an operation's twin with bits as data (`dialled_region`).
+        pair: what makes one launch of a region and the rounding of its value.
         replay: what makes a `Replay` of a program.
     """
 
     region: Callable[[IntegerRegion, Sequence[int]], Dialled]
     rounding: Callable[[IntegerRegion, Sequence[int]], Dialled]
     batch_norm: Callable[[SwitchableBatchNorm2d, int, Sequence[int]], Dialled]
+    pair: Callable[[Any, Any], Pair]
     replay: Callable[[Program], Replay]
 
 
@@ -237,13 +239,16 @@ def _program(
         (source,) = region.region.node.all_input_nodes
         rounded, others = number[source], [number[other] for other in _others(region.region)]
         if region.region.node not in rounded_by_region:
+            dialled = None if replaying is None else replaying.rounding(region, options)
+            is_region = source in by_last and operations[rounded - 1].dialled is not None
             rounded = add(
                 Operation(
                     name=f"{region.region.node.name}_rounded",
                     inputs=(rounded,),
                     layers=frozenset([region.position]),
                     compute=region.round_input,
-                    dialled=None if replaying is None else replaying.rounding(region, options),
+                    dialled=dialled,
+                    pair=replaying.pair(operations[rounded - 1].dialled, dialled) if replaying and is_region else None,
                 )
             )
         number[node] = add(

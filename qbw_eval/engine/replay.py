@@ -258,6 +258,7 @@ class _Track:
         self._lane = places.lane
         self._recorded: dict[tuple[int, ...], Replayed] = {}
         self._computed: set[int] = set()
+        self._seconds = _seconds_of_pairs(program, forms)
         self._lane.follow()
         with self._lane.queue():
             self._dials = dials.clone()
@@ -265,8 +266,13 @@ class _Track:
             for leaf, tensor in zip(leaves, batch, strict=True):
                 leaf.copy_(tensor)
             self._values: list[Any] = [leaves]
+            early: dict[int, Tensor] = {}
             for number in range(1, len(program.operations) + 1):
-                self._values.append(self._placed(number, self._compute(number)))
+                if number in self._seconds:
+                    value, early[self._seconds[number]] = self._compute_pair(number, None)
+                else:
+                    value = early.pop(number) if number in early else self._compute(number)
+                self._values.append(self._placed(number, value))
         self.size: int = sum(self._values[number].nbytes for number in self._computed)
         if not isinstance(self._values[-1], Tensor):
             raise UnreplayableError("its result is no tensor")
@@ -295,10 +301,19 @@ class _Track:
         return result
 
     def _run(self, numbers: Sequence[int]) -> None:
+        done: set[int] = set()
         for number in numbers:
-            place, value = self._values[number], self._compute(number)
-            if value is not place:
-                place.copy_(value)
+            second = self._seconds.get(number)
+            if second is not None:  # it depends on whatever the first does, and so is out of date as well
+                self._write((number, second), self._compute_pair(number, (self._values[number], self._values[second])))
+                done.add(second)
+            elif number not in done:
+                self._write((number,), (self._compute(number),))
+
+    def _write(self, numbers: Sequence[int], values: Sequence[Tensor]) -> None:
+        for number, value in zip(numbers, values, strict=True):
+            if value is not self._values[number]:
+                self._values[number].copy_(value)
 
     def _compute(self, number: int) -> Any:
         operation = self._program.operations[number - 1]
@@ -308,6 +323,15 @@ class _Track:
                 return operation.compute(inputs, ())
         place = self._values[number] if number < len(self._values) else None
         return operation.dialled.run(inputs, self._forms[number - 1], self._dials[number - 1], place)
+
+    def _compute_pair(self, first: int, outs: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        second = self._seconds[first]
+        operations, forms, dials = self._program.operations, self._forms, self._dials
+        inputs = [self._values[position] for position in operations[first - 1].inputs]
+        pair = operations[second - 1].pair
+        assert pair is not None
+        both = first - 1, second - 1
+        return pair.run(inputs, (forms[both[0]], forms[both[1]]), (dials[both[0]], dials[both[1]]), outs)
 
     def _placed(self, number: int, value: Any) -> Any:
         """Return a value in its place; what is a view of another, or no tensor, has none and never runs again."""
@@ -401,6 +425,21 @@ def _course(
         runs=tuple(runs),
         dials=_sent(table, device),
     )
+
+
+def _seconds_of_pairs(program: Program, forms: Forms) -> dict[int, int]:
+    """Return which operations are computed together with another that reads them, and with which: its first that fits.
+
+    Wherever the first is out of date, so is the second, which depends on all that the first does.
+    """
+    seconds: dict[int, int] = {}
+    for number, operation in enumerate(program.operations, start=1):
+        if operation.pair is None:
+            continue
+        (first,) = operation.inputs
+        if first not in seconds and operation.pair.fits(forms[first - 1], forms[number - 1]):
+            seconds[first] = number
+    return seconds
 
 
 def _dial(operation: Operation, bits: Bits) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Integers convolved by Triton: a bank of weights and a table of epilogues per layer; is it to be trusted at all?"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -10,7 +11,17 @@ from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.convolutions import Affine, SplitOf
 from qbw_eval.engine.packing import Split, split_weights
 from qbw_eval.engine.passes import PLAIN, Passes
-from qbw_eval.engine.triton_kernels import Epilogues, Rounding, Tile, WeightBank, Window, convolve, rounded, weight_bank
+from qbw_eval.engine.triton_kernels import (
+    Epilogues,
+    Levels,
+    Rounding,
+    Tile,
+    WeightBank,
+    Window,
+    convolve,
+    rounded,
+    weight_bank,
+)
 from qbw_eval.engine.tuning import Tuner, workload_of
 from qbw_eval.quantization.bitwidths import restored
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
@@ -138,19 +149,28 @@ class TritonConvolution:
         other: Tensor | None,
         rounding: Rounding,
         out: Tensor | None = None,
+        levels: Levels | None = None,
     ) -> Tensor:
         """Return what `triton_kernels.convolve` does, with the fastest tile; the first launch of its kind is tuned."""
         window = window_of(self._layer)
         convolved = partial(
             convolve, bank=bank, epilogues=epilogues, choice=choice, window=window, relu=relu, rounding=rounding
         )
-        workload = workload_of(images, bank, window, relu=relu, added=other is not None, rounding=rounding)
+        besides = Rounding.NONE if levels is None else levels.rounding
+        workload = workload_of(
+            images, bank, window, relu=relu, added=other is not None, rounding=rounding, levels=besides
+        )
 
         def try_with(tile: Tile) -> Tensor:
             few = workload.samples
-            return convolved(images[:few], other=None if other is None else other[:few], tile=tile)
+            return convolved(
+                images[:few],
+                other=None if other is None else other[:few],
+                tile=tile,
+                levels=None if levels is None else replace(levels, out=levels.out[:few]),
+            )
 
-        return convolved(images, other=other, tile=self._tuner.tile(workload, try_with), out=out)
+        return convolved(images, other=other, tile=self._tuner.tile(workload, try_with), out=out, levels=levels)
 
     def _make_bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
         with restored(self._layer):  # on the CPU it is the network's own, whose bits others may look at

@@ -59,6 +59,23 @@ class Rounding(IntEnum):
     STEP = 3  # round(clamp(y / unit, 0, largest))
 
 
+@dataclass(frozen=True)
+class Levels:
+    """Levels that a launch writes beside its float32 values: those values rounded.
+
+    Attributes:
+        rounding: how; not NONE, and not SCALED, which is for values in other units.
+        limits: (rows, 2) float32, as in `Epilogues`.
+        row: (1,) int32 on the device: which row of `limits`.
+        out: where they are written: uint8 in the shape of the values, in channels_last.
+    """
+
+    rounding: Rounding
+    limits: Tensor
+    row: Tensor
+    out: Tensor
+
+
 class Window(NamedTuple):
     """What a convolution slides over its images; each is (vertical, horizontal)."""
 
@@ -75,13 +92,13 @@ class Window(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What one program of a launch computes, and how. Powers of 2; what is right for a GPU has never been measured."""
+    """What one program of a launch computes, and how. Powers of 2; `tuning` finds which are fastest."""
 
     pixels: int = 128
     outputs: int = 64
     channels: int = 64
     warps: int = 4
-    stages: int = 3
+    stages: int = 4
 
 
 @dataclass(frozen=True)
@@ -142,6 +159,7 @@ def convolve(
     rounding: Rounding = Rounding.NONE,
     tile: Tile | None = None,
     out: Tensor | None = None,
+    levels: Levels | None = None,
 ) -> Tensor:
     """Return a convolution and what follows it, (N, out, H', W') in channels_last; uint8 where rounded, else float32.
 
@@ -156,6 +174,7 @@ def convolve(
         rounding: what becomes of the value.
         tile: how the work is cut up; what is thought best if left out.
         out: what is returned, filled; a new tensor if left out.
+        levels: what is written besides; only where nothing is rounded.
     """
     samples, channels, height, width = x.shape
     outputs = bank.weights.shape[1]
@@ -167,13 +186,15 @@ def convolve(
     if pixels:
         tile = tile or best_tile(x.device, pixels, outputs, channels)
         _launch(
-            *(_convolution, (-(-pixels // tile.pixels), -(-outputs // tile.outputs))),
+            *(_convolution, (-(-pixels // tile.pixels) * -(-outputs // tile.outputs),)),
             *(x, bank.weights, bank.corrections, bank.factors),
-            *(epilogues.scales, epilogues.biases, epilogues.limits),
-            *(epilogues.scales if other is None else other, out, choice),
-            *(pixels, height, width, channels, outputs, down, across),
+            *(epilogues.scales, epilogues.biases, epilogues.limits if levels is None else levels.limits),
+            *(epilogues.scales if other is None else other, out, out if levels is None else levels.out),
+            *(choice, choice[1:] if levels is None else levels.row, pixels),
+            *(height, width, channels, outputs, down, across),
             *(*window.kernel, *window.stride, *window.padding, *window.dilation),
-            *(bank.wide, relu, other is not None, int(rounding), tile.pixels, tile.outputs, tile.channels),
+            *(bank.wide, relu, other is not None, rounding is Rounding.NONE),
+            *(int(rounding if levels is None else levels.rounding), tile.pixels, tile.outputs, tile.channels),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
@@ -191,16 +212,18 @@ def best_tile(device: torch.device, pixels: int, outputs: int, channels: int) ->
     )
 
 
-def rounded(x: Tensor, limits: Tensor, rounding: Rounding) -> Tensor:
+def rounded(x: Tensor, limits: Tensor, rounding: Rounding, out: Tensor | None = None) -> Tensor:
     """Return x rounded to levels, uint8, without a convolution.
 
     Args:
         x: float32.
         limits: (2,) float32 on the device, as in `Epilogues`.
         rounding: any but NONE.
+        out: what is returned, filled: contiguous; a new tensor if left out.
     """
     x = x.contiguous()
-    out = torch.empty_like(x, dtype=torch.uint8)
+    if out is None:
+        out = torch.empty_like(x, dtype=torch.uint8)
     if x.numel():
         block = 1024 if x.is_cuda else 2**16
         _launch(_rounding, (-(-x.numel() // block),), x, limits, out, x.numel(), int(rounding), block)
@@ -216,8 +239,16 @@ def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **se
 
 @cache
 def _launcher(kernel: Any, device: str) -> Any:
-    """Return a kernel that can be launched: compiled, or interpreted where tensors are on the CPU."""
-    return InterpretedFunction(kernel) if device == "cpu" else triton.jit(kernel)
+    """Return a kernel that can be launched: compiled, or interpreted where tensors are on the CPU.
+
+    Neither how many pixels there are nor where in a table a launch looks changes what is worth compiling anew.
+    """
+    if device == "cpu":
+        return InterpretedFunction(kernel)
+    names = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
+    anywhere = [name for name in ("choice", "limits_row") if name in names]
+    any_number = [name for name in ("pixels",) if name in names]
+    return triton.jit(kernel, do_not_specialize=any_number, do_not_specialize_on_alignment=anywhere)
 
 
 def _convolution(
@@ -230,14 +261,16 @@ def _convolution(
     limits: tl.tensor,
     other: tl.tensor,
     out: tl.tensor,
+    levels_out: tl.tensor,
     choice: tl.tensor,
+    limits_row: tl.tensor,
     pixels: tl.tensor,
-    height: tl.tensor,
-    width: tl.tensor,
-    channels: tl.tensor,
-    outputs: tl.tensor,
-    down: tl.tensor,
-    across: tl.tensor,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
     KERNEL_Y: tl.constexpr,
     KERNEL_X: tl.constexpr,
     STRIDE_Y: tl.constexpr,
@@ -249,6 +282,7 @@ def _convolution(
     WIDE: tl.constexpr,
     RELU: tl.constexpr,
     ADD: tl.constexpr,
+    VALUES: tl.constexpr,
     ROUNDING: tl.constexpr,
     PIXELS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -256,53 +290,69 @@ def _convolution(
 ) -> None:
     bank = tl.load(choice)
     way = tl.load(choice + 1)
-    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    image = (pixel // (down * across)).to(tl.int64)  # from here on offsets may exceed 2**31
-    top = pixel % (down * across) // across * STRIDE_Y - PADDING_Y
-    left = pixel % across * STRIDE_X - PADDING_X
-    window = KERNEL_Y * KERNEL_X * channels
-    of_bank = weights + bank.to(tl.int64) * outputs * window
-    pieces = (channels + CHANNELS - 1) // CHANNELS
+    # Programs that follow each other read the same images, which come out of the L2 cache then.
+    row = tl.program_id(0) // ((OUT + OUTPUTS - 1) // OUTPUTS) * PIXELS
+    pixel = row + tl.arange(0, PIXELS)
+    output = tl.program_id(0) % ((OUT + OUTPUTS - 1) // OUTPUTS) * OUTPUTS + tl.arange(0, OUTPUTS)
+    here = output < OUT
+    mask = (pixel < pixels)[:, None] & here[None, :]
+    at = tl.arange(0, PIXELS)[:, None] * OUT + output[None, :]  # from the program's first pixel on
+    first = row.to(tl.int64) * OUT  # from here on offsets may exceed 2**31
+    top = pixel % (DOWN * ACROSS) // ACROSS * STRIDE_Y - PADDING_Y
+    left = pixel % ACROSS * STRIDE_X - PADDING_X
+    corner = (((pixel // (DOWN * ACROSS)).to(tl.int64) * HEIGHT + top) * WIDTH + left) * IN
+    window: tl.constexpr = KERNEL_Y * KERNEL_X * IN
+    of_output = weights + bank.to(tl.int64) * (OUT * window) + output.to(tl.int64) * window
+    pieces: tl.constexpr = (IN + CHANNELS - 1) // CHANNELS
     sums = tl.full((PIXELS, OUTPUTS), 0, tl.int32)
     plain = tl.full((PIXELS, 16), 0, tl.int32)  # of activations alone, the same in all 16 columns
     for step in range(0, KERNEL_Y * KERNEL_X * pieces):
         place = step // pieces
         channel = step % pieces * CHANNELS + tl.arange(0, CHANNELS)
-        y = top + place // KERNEL_X * DILATION_Y
-        z = left + place % KERNEL_X * DILATION_X
-        inside = (pixel < pixels) & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        real = channel < channels
-        start = ((image * height + y) * width + z) * channels
-        levels = tl.load(x + start[:, None] + channel[None, :], mask=inside[:, None] & real[None, :], other=0)
+        y = place // KERNEL_X * DILATION_Y
+        z = place % KERNEL_X * DILATION_X
+        inside = pixel < pixels
+        if PADDING_Y > 0:
+            inside = inside & (top + y >= 0) & (top + y < HEIGHT)
+        if PADDING_X > 0:
+            inside = inside & (left + z >= 0) & (left + z < WIDTH)
+        images = x + (y.to(tl.int64) * WIDTH + z) * IN
+        if IN % CHANNELS == 0:
+            levels = tl.load(images + corner[:, None] + channel[None, :], mask=inside[:, None], other=0)
+            ones = tl.full((CHANNELS, 16), 1, tl.int8)
+            found = here[None, :]
+        else:
+            real = channel < IN
+            levels = tl.load(images + corner[:, None] + channel[None, :], mask=inside[:, None] & real[None, :], other=0)
+            ones = real.to(tl.int8)[:, None] * tl.full((1, 16), 1, tl.int8)
+            found = here[None, :] & real[:, None]
+        weight_at = of_output[None, :] + (place * IN + channel)[:, None]
+        if IN % CHANNELS == 0 and OUT % OUTPUTS == 0:
+            weight = tl.load(weight_at)
+        else:
+            weight = tl.load(weight_at, mask=found, other=0)
         shifted = (levels ^ 128).to(tl.int8, bitcast=True)
-        weight = tl.load(
-            of_bank + output[None, :] * window + (place * channels + channel)[:, None],
-            mask=(output < outputs)[None, :] & real[:, None],
-            other=0,
-        )
         sums = tl.dot(shifted, weight, sums, out_dtype=tl.int32)
         if WIDE:
-            ones = real.to(tl.int8)[:, None] * tl.full((1, 16), 1, tl.int8)
             plain = tl.dot(shifted, ones, plain, out_dtype=tl.int32)
     factor = tl.load(factors + bank)
     sums = sums * factor
     if WIDE:
         sums += tl.gather(plain, tl.full((PIXELS, 1), 0, tl.int32), 1) * (factor - 1)
-    here = output < outputs
-    sums += tl.load(corrections + bank * outputs + output, mask=here, other=0)[None, :]
-    scale = tl.load(scales + way * outputs + output, mask=here, other=0.0)
-    bias = tl.load(biases + way * outputs + output, mask=here, other=0.0)
+    sums += tl.load(corrections + bank * OUT + output, mask=here, other=0)[None, :]
+    scale = tl.load(scales + way * OUT + output, mask=here, other=0.0)
+    bias = tl.load(biases + way * OUT + output, mask=here, other=0.0)
     value = sums.to(tl.float32) * scale[None, :] + bias[None, :]
-    at = pixel.to(tl.int64)[:, None] * outputs + output[None, :]
-    mask = (pixel < pixels)[:, None] & here[None, :]
     if ADD:
-        value = value + tl.load(other + at, mask=mask, other=0.0)
+        value = value + tl.load(other + first + at, mask=mask, other=0.0)
     if RELU:
         value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if VALUES:
+        tl.store(out + first + at, value, mask=mask)
     if ROUNDING > 0:
-        largest = tl.load(limits + 2 * way)
-        unit = tl.load(limits + 2 * way + 1)
+        limit = limits + 2 * tl.load(limits_row)
+        largest = tl.load(limit)
+        unit = tl.load(limit + 1)
         value = tl.maximum(value, 0.0)
         if ROUNDING == 1:
             value = tl.minimum(value, largest)
@@ -311,7 +361,7 @@ def _convolution(
         else:
             value = tl.minimum(tl.div_rn(value, unit), largest)
         value = value + HALF - HALF
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+        tl.store(levels_out + first + at, value.to(tl.uint8), mask=mask)
 
 
 def _rounding(

@@ -32,27 +32,25 @@ from schemas.errors import QBWError
 
 _TILES = (
     Tile(),
+    Tile(64, 64, 64, warps=4, stages=4),
+    Tile(128, 64, 128, warps=4, stages=3),
+    Tile(64, 128, 128, warps=4, stages=3),
     Tile(128, 128, 128, warps=8, stages=3),
-    Tile(256, 64, 64, warps=8, stages=3),
-    Tile(128, 64, 128, warps=8, stages=3),
-    Tile(64, 128, 128, warps=8, stages=3),
-    Tile(64, 64, 128, warps=4, stages=4),
     Tile(128, 32, 64, warps=4, stages=4),
     Tile(64, 32, 128, warps=4, stages=4),
     Tile(32, 64, 128, warps=4, stages=4),
     Tile(32, 32, 128, warps=4, stages=4),
 )
-"""What is tried: sizes that Triton's tutorials and public int8 kernels try, as far as a thread holds no more than 64
-sums. With 128 of them and what is added it runs out of registers, which docs/performance.md has counted."""
+"""What is tried: what some layer of ResNet-18 or ResNet-50 was fastest with on a GPU of compute capability 9, and
+smaller tiles for smaller networks, as far as a thread holds no more than 64 sums. With 128 of them and what is added it
+runs out of registers, which docs/performance.md has counted."""
 
-_WITHOUT_ADDITION = (Tile(128, 256, 128, warps=8, stages=3), Tile(256, 128, 64, warps=8, stages=3))
+_WITHOUT_ADDITION = (Tile(128, 128, 64, warps=4, stages=4), Tile(128, 256, 128, warps=8, stages=3))
 """Where nothing is added and sums are all that a thread holds, as on compute capability 9."""
 
-_OUT_OF_REGISTERS = Tile(128, 128, 64, warps=8, stages=3)
-"""Out of registers where float32 is added and nothing rounded; with twice the channels or half of them it is not."""
-
 _FEW, _MANY = 64, 4096
-"""Programs: fewer leave most of a GPU's hundred multiprocessors idle, more read images and weights again too often."""
+"""Programs: fewer leave most of a GPU's hundred multiprocessors idle; more than that and than twice what is usual read
+images and weights again too often."""
 
 _MOST_VALUES = 2**24
 """Values that are computed while tuning; of larger workloads, that much. It keeps every multiprocessor busy for several
@@ -82,6 +80,7 @@ class Workload(NamedTuple):
         channels, height, width: of the images.
         outputs, window, wide: of the weights.
         relu, added, rounding: what follows.
+        levels: how what is written besides is rounded; NONE where nothing is.
     """
 
     samples: int
@@ -94,6 +93,7 @@ class Workload(NamedTuple):
     relu: bool
     added: bool
     rounding: Rounding
+    levels: Rounding = Rounding.NONE
 
     @property
     def pixels(self) -> int:
@@ -115,24 +115,39 @@ class Workload(NamedTuple):
         sizes = f"{self.samples}x{self.channels}x{self.height}x{self.width} to {self.outputs}"
         window = [f"{what} {down}x{across}" for what, (down, across) in self.window._asdict().items()]
         follows = [what for what in ("wide", "relu", "added") if getattr(self, what)]
-        return ", ".join([sizes, *window, *follows, self.rounding.name.lower()])
+        besides = [f"levels by {self.levels.name.lower()}"] if self.levels else []
+        return ", ".join([sizes, *window, *follows, self.rounding.name.lower(), *besides])
 
 
 def workload_of(
-    images: Tensor, bank: WeightBank, window: Window, *, relu: bool, added: bool, rounding: Rounding
+    images: Tensor,
+    bank: WeightBank,
+    window: Window,
+    *,
+    relu: bool,
+    added: bool,
+    rounding: Rounding,
+    levels: Rounding = Rounding.NONE,
 ) -> Workload:
     """Return the workload of a convolution; see `triton_kernels.convolve`."""
-    return _workload(images.shape, bank.weights.shape[1], window, bank.wide, relu, added, rounding)
+    return _workload(images.shape, bank.weights.shape[1], window, bank.wide, relu, added, rounding, levels)
 
 
 @lru_cache(maxsize=1024)  # every launch asks
 def _workload(
-    shape: torch.Size, outputs: int, window: Window, wide: bool, relu: bool, added: bool, rounding: Rounding
+    shape: torch.Size,
+    outputs: int,
+    window: Window,
+    wide: bool,
+    relu: bool,
+    added: bool,
+    rounding: Rounding,
+    levels: Rounding,
 ) -> Workload:
     samples, channels, height, width = shape
     most = max(1, _MOST_VALUES // max(1, outputs * math.prod(window.over(height, width))))
     samples = min(_power_of_2(samples), 2 ** (most.bit_length() - 1))
-    return Workload(samples, channels, height, width, outputs, window, wide, relu, added, rounding)
+    return Workload(samples, channels, height, width, outputs, window, wide, relu, added, rounding, levels)
 
 
 def candidates(workload: Workload, *, hopper: bool) -> list[Tile]:
@@ -145,16 +160,8 @@ def candidates(workload: Workload, *, hopper: bool) -> list[Tile]:
     larger = _WITHOUT_ADDITION if hopper and not workload.added else ()
     untuned, *others = dict.fromkeys(_cut(tile, workload) for tile in (*_TILES, *larger))
     usual = _programs(untuned, workload)
-    few, many = min(_FEW, usual), max(_MANY, usual)
-    return [
-        untuned,
-        *(
-            tile
-            for tile in others
-            if few <= _programs(tile, workload) <= many
-            and not (tile == _OUT_OF_REGISTERS and workload.added and workload.rounding is Rounding.NONE)
-        ),
-    ]
+    few, many = min(_FEW, usual), max(_MANY, 2 * usual)
+    return [untuned, *(tile for tile in others if few <= _programs(tile, workload) <= many)]
 
 
 def _cut(tile: Tile, workload: Workload) -> Tile:

@@ -56,6 +56,34 @@ class Dialled(Protocol):
         ...
 
 
+class Pair(Protocol):
+    """Two operations with bits as data in one launch: one, and another whose only input it is."""
+
+    def fits(self, first: Hashable, second: Hashable) -> bool:
+        """Return whether one launch computes both, in these forms."""
+        ...
+
+    def run(
+        self,
+        inputs: Sequence[Any],
+        forms: tuple[Hashable, Hashable],
+        dials: tuple[Tensor, Tensor],
+        outs: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return both values; the same bits as `Dialled.run` of one after the other.
+
+        Args:
+            inputs: of the first.
+            forms: of both, such that it `fits`.
+            dials: of both.
+            outs: where the values may be written; new memory if None.
+
+        Raises:
+            UnreplayableError: these inputs need other launches.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """One step of a forward pass.
@@ -67,6 +95,7 @@ class Operation:
         compute: a pure function of its inputs and those bits; it changes no input, and does not depend on what was
             walked before.
         dialled: the same with bits as data; None where nobody knows how, or there are no layers.
+        pair: the same together with the operation that it reads; None where they cannot be one launch.
     """
 
     name: str
@@ -74,6 +103,7 @@ class Operation:
     layers: frozenset[int]
     compute: Compute
     dialled: Dialled | None = None
+    pair: Pair | None = None
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Gpu(TorchDispatchMode):
     Attributes:
         waits: the operations that brought a value to the host, in order.
         captures, replays: how many there were.
+        stream: the one that work goes to; None for the default one.
     """
 
     installed: "Gpu | None" = None
@@ -86,6 +87,7 @@ class Gpu(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits: list[str] = []
         self.captures = self.replays = 0
+        self.stream: _Stream | None = None
         self.notes: list[Callable[[], object]] | None = None
         self._pinned: list[torch.UntypedStorage] = []
 
@@ -125,6 +127,15 @@ class Gpu(TorchDispatchMode):
             return given[id(value)] if id(value) in given else Pretended(value)
 
         return tree_map(pretended, found)
+
+    @contextlib.contextmanager
+    def on(self, stream: "_Stream") -> Iterator[None]:
+        """Give work to a stream for a while."""
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
 
     def pin(self, tensor: Tensor) -> None:
         """Call a tensor's memory pinned, for as long as there is a GPU."""
@@ -223,6 +234,20 @@ class _Graph:
     def __init__(self) -> None:
         self.notes: list[Callable[[], object]] | None = None
 
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        gpu = Gpu.installed
+        assert gpu is not None
+        assert gpu.notes is None, "one capture at a time"
+        assert gpu.stream is not None, "the default stream cannot be captured"
+        assert pool is not None
+        assert capture_error_mode in ("global", "thread_local", "relaxed")
+        gpu.notes, gpu.captures = [], gpu.captures + 1
+
+    def capture_end(self) -> None:
+        gpu = Gpu.installed
+        assert gpu is not None
+        self.notes, gpu.notes = gpu.notes, None
+
     def replay(self) -> None:
         assert self.notes, "a graph without launches"
         assert Gpu.installed is not None
@@ -230,24 +255,6 @@ class _Graph:
         with _disable_current_modes():
             for again in self.notes:
                 again()
-
-
-@contextlib.contextmanager
-def _capture(
-    graph: _Graph, pool: object = None, stream: _Stream | None = None, capture_error_mode: str = "global"
-) -> Any:
-    gpu = Gpu.installed
-    assert gpu is not None
-    assert gpu.notes is None, "one capture at a time"
-    assert pool is not None
-    assert stream is not None
-    assert capture_error_mode in ("global", "thread_local", "relaxed")
-    gpu.notes, gpu.captures = [], gpu.captures + 1
-    try:
-        yield
-        graph.notes = gpu.notes
-    finally:
-        gpu.notes = None
 
 
 @contextlib.contextmanager
@@ -276,13 +283,12 @@ def installed() -> Iterator[Gpu]:
         "torch.cuda.device_count": lambda: 1,
         "torch.cuda.Stream": _Stream,
         "torch.cuda.Event": _Event,
-        "torch.cuda.stream": lambda _stream: contextlib.nullcontext(),
+        "torch.cuda.stream": lambda stream: gpu.on(stream),
         "torch.cuda.device": lambda _device: contextlib.nullcontext(),
         "torch.cuda.current_stream": lambda _device=None: current,
         "torch.cuda.synchronize": lambda _device=None: gpu.wait("synchronize"),
         "torch.cuda.graph_pool_handle": object,
         "torch.cuda.CUDAGraph": _Graph,
-        "torch.cuda.graph": _capture,
         "torch.cuda.is_current_stream_capturing": lambda: gpu.notes is not None,
         "torch.cuda.mem_get_info": lambda _device=None: (2**33, 2**34),
         "torch.cuda.get_device_name": lambda _device=None: "a pretended GPU",

@@ -243,14 +243,15 @@ def a_split(samples: int = 50) -> Split:
 
 
 @ON_A_GPU
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # a prototype, torch says, each time
 @pytest.mark.parametrize("narrow", [True, False])
 @pytest.mark.parametrize("resident", [True, False])
 def test_on_a_gpu_the_same_bits_arrive_and_nothing_waits_for_it(resident: bool, narrow: bool) -> None:
     split = a_split()
     batches = batches_on(split, 16, torch.device("cuda"), resident=resident, narrow=narrow)
     for _ in range(3):
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             found = []
             for batch in batches:
                 torch.cuda._sleep(10**7)  # the device is behind

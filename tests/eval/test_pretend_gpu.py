@@ -96,10 +96,14 @@ def test_a_captured_graph_repeats_what_was_noted_and_nothing_else(gpu: Gpu) -> N
     assert gpu.captures == 0
     x, y, factor = torch.ones(2, device="cuda"), torch.zeros(2, device="cuda"), [2.0]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream()):
+    with pytest.raises(AssertionError, match="default stream"):
+        graph.capture_begin(pool=torch.cuda.graph_pool_handle())
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin(pool=torch.cuda.graph_pool_handle())
         y.copy_(x * factor[0])
         with pytest.raises(AssertionError, match="cannot be captured"):
             x.sum().item()
+        graph.capture_end()
     x.copy_(torch.full((2,), 5.0))
     factor[0] = 100.0
     graph.replay()

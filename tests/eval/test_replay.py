@@ -34,7 +34,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gp
 
 from tape import Tape
 
-from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledRegion, DialledRounding
+from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledPair, DialledRegion, DialledRounding
 from qbw_eval.engine.triton_arithmetic import TritonArithmetic
 
 CPU = torch.device("cpu")
@@ -243,6 +243,7 @@ def replaying_on(tapes: list[Tape]) -> Replaying:
         region=DialledRegion,
         rounding=DialledRounding,
         batch_norm=DialledBatchNorm,
+        pair=DialledPair,
         replay=lambda program: replay_of(program, tapes),
     )
 
