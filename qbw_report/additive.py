@@ -7,8 +7,9 @@ effects are then shrunk towards 0 by as much as predicts left-out rows best, and
 """
 
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t
@@ -120,9 +121,40 @@ def fit_additive(bitwidths: np.ndarray, results: np.ndarray, options: Sequence[i
 
     Args:
         bitwidths: bits of every layer: (rows, layers).
-        results: one a row, finite: (rows,).
+        results: one a row, finite, of any magnitude: (rows,).
         options: the bitwidths there are.
     """
+    # Squares of large results overflow, those of tiny ones vanish. A power of two changes no digit of what is fitted.
+    unit = _unit_of(results)
+    model = _fitted(bitwidths, results / unit, options)
+    return model if isinstance(model, str) else _times(model, unit)
+
+
+def _unit_of(values: np.ndarray) -> float:
+    """Return the power of two that brings the largest magnitude of finite values to between 1 and 2; 1/2 for none.
+
+    >>> _unit_of(np.array([0.75, -6.0]))
+    4.0
+    """
+    return math.ldexp(1.0, math.frexp(float(np.abs(values).max(initial=0.0)))[1] - 1)
+
+
+def _times(model: Additive, unit: float) -> Additive | str:
+    """Return the model of results in another unit, or why float64 cannot hold it."""
+    arrays = {name: getattr(model, name) for name in ("effects", "low", "high", "left_out", "left_out_half")}
+    largest = max(abs(model.base), *(np.nanmax(np.abs(values), initial=0.0) for values in arrays.values()))
+    if largest > sys.float_info.max / unit:
+        return f"effects are larger than float64 holds, {sys.float_info.max:.1e}"
+    return replace(
+        model,
+        base=model.base * unit,
+        fit=replace(model.fit, coefficients=model.fit.coefficients * unit, error=model.fit.error * unit),
+        **{name: values * unit for name, values in arrays.items()},
+    )
+
+
+def _fitted(bitwidths: np.ndarray, results: np.ndarray, options: Sequence[int]) -> Additive | str:
+    """Return the model, or why there is none, of results of ordinary magnitude."""
     rows, layers = bitwidths.shape
     options = tuple(sorted({int(bits) for bits in options} | {int(bits) for bits in np.unique(bitwidths)}))
     if rows < LEAST_ROWS:

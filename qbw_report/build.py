@@ -14,7 +14,7 @@ from qbw_report.dashboards import settings_of
 from qbw_report.drawing import drawings_of, fewer_figures, figure_epochs, rendered
 from qbw_report.events import event_file, event_file_name, our_event_files, wall_times
 from qbw_report.frame import look
-from qbw_report.frontier import front, predictions, predictions_in_words
+from qbw_report.frontier import front, possible, predictions, predictions_in_words
 from qbw_report.insight.answers import Answers, answer, sentences
 from qbw_report.insight.over_epochs import answers_over_epochs
 from qbw_report.insight.thresholds import DEFAULTS, Thresholds
@@ -287,7 +287,7 @@ def all_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "sensitivity": _stacked([found[name].table for name in series]),
         "interactions": _stacked([found[name].interactions for name in series]),
         "front": _stacked([front(rows) for rows in series.values()]),
-        "predictions": _stacked([analysis.predictions[name] for name in series]),
+        "predictions": possible(_stacked([analysis.predictions[name] for name in series])),
         "recommendations": analysis.recommendations,
         "provenance": provenance(analysis.rows),
     }

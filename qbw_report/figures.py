@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from qbw_report.bins import add_bins
 from qbw_report.correlation import pearson
 from qbw_report.insight.trend import find_trend, trend_in_words
-from qbw_report.statistics import METRICS
+from qbw_report.statistics import METRICS, drawable
 from qbw_report.style import BOX_EDGE, FAINT_INK, MEAN, POINTS, RANGE, new_figure, theme
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
@@ -26,6 +26,9 @@ RASTER_FROM = 2000
 
 MARKERS_UP_TO = 40
 """With more epochs the markers of a line would touch."""
+
+_MOST_DIGITS = 1e9
+"""From it on a number is told by its first digits and its power of ten: one of 300 digits leaves no room for axes."""
 
 _TITLE_CHARACTERS = 66  # what fits over the axes on one line
 
@@ -101,7 +104,7 @@ def plot_metric_over_epochs(statistics: pd.DataFrame, metric: str, title: str) -
     if known.empty:
         raise ValueError(f"statistics: expected at least one epoch with a value of {metric}, found none")
     epochs = known["epoch"].to_numpy() + 1
-    mean, std, low, high = (known[f"{metric}_{part}"].to_numpy() for part in ("mean", "std", "min", "max"))
+    mean, std, low, high = drawable(known, metric)
 
     with theme():
         figure, axes, aside = new_figure()
@@ -275,5 +278,9 @@ def _overall(x: np.ndarray, y: np.ndarray) -> str:
 
 def _last_epoch(last: pd.Series, metric: str) -> str:
     digits = 2 if metric == "bitwidth" else 4
-    mean, std, low, high = (f"{last[f'{metric}_{part}']:.{digits}f}" for part in ("mean", "std", "min", "max"))
+    mean, std, low, high = (_told(last[f"{metric}_{part}"], digits) for part in ("mean", "std", "min", "max"))
     return f"Epoch {int(last['epoch']) + 1}, mean ± std\n{mean} ± {std}\nMin {low}, max {high}"
+
+
+def _told(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if abs(value) < _MOST_DIGITS else f"{value:.{digits}e}"

@@ -69,6 +69,14 @@ def predictions(rows: pd.DataFrame, model: Additive | None) -> pd.DataFrame:
     return table[PREDICTION_COLUMNS].reset_index(drop=True)
 
 
+def possible(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `predictions` as predictions.csv has them: cut to 0 to 1, beyond which there is no accuracy.
+
+    `inside` stays: an interval that lay beyond as a whole did not hold what was measured.
+    """
+    return table.assign(**{name: table[name].clip(0.0, 1.0) for name in ("predicted", "low", "high")})
+
+
 def predictions_in_words(rows: pd.DataFrame, table: pd.DataFrame, sensitivity: Sensitivity) -> list[str]:
     """Return how predictions stand against measurements, a sentence each.
 

@@ -22,6 +22,8 @@ METRICS = {"accuracy": "accuracy", "loss": "loss", "bitwidth": "avg_bitwidth"}
 SERIES_KEYS = ["series", "experiment", "split", "data_id"]
 """What tells series apart: the name, and what it stands for."""
 
+_MOST_DRAWN = 1e300
+
 _EPOCH = [*SERIES_KEYS, "epoch"]
 _BIN = [*_EPOCH, "bitwidth_bin"]
 
@@ -45,6 +47,15 @@ def _counted(rows: pd.DataFrame) -> pd.DataFrame:
     table = pa.Table.from_pandas(rows[read.names], schema=read, preserve_index=False)
     cells = merge_cells([count_cells(table, texts)])
     return cells_frame(cells, groups_frame(cells.names, cells.groups))
+
+
+def drawable(lines: pd.DataFrame, metric: str) -> tuple[np.ndarray, ...]:
+    """Return mean, standard deviation, smallest and largest of a metric in each line, as pictures show them.
+
+    A loss beyond 1e300 is shown there: near the largest float64, 1.8e308, the arithmetic of axes overflows.
+    """
+    parts = (lines[f"{metric}_{part}"].to_numpy() for part in ("mean", "std", "min", "max"))
+    return tuple(values.clip(-_MOST_DRAWN, _MOST_DRAWN) for values in parts)
 
 
 def join_bins(cells: pd.DataFrame) -> pd.DataFrame:

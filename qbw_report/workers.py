@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol, TypeVar
@@ -50,7 +51,9 @@ def each_in_order(function: Callable[[Item], Result], items: Sequence[Item]) -> 
         return
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=_leave_interrupts_to_the_parent)
     try:
-        yield from pool.map(function, items, chunksize=min(_AT_ONCE, -(-len(items) // (4 * count))))
+        with _interrupts_held_back():  # all items are handed over here; the first of them forks all processes
+            results = pool.map(function, items, chunksize=min(_AT_ONCE, -(-len(items) // (4 * count))))
+        yield from results
     except BrokenProcessPool:
         raise QBWError("a process of the report was killed; is there too little memory? Run it again") from None
     finally:
@@ -61,6 +64,30 @@ def _cores() -> int:
     with contextlib.suppress(AttributeError):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Run the block; a Ctrl-C that comes meanwhile is one at its end.
+
+    Python ignores what is raised in its own hooks around a fork, so that a KeyboardInterrupt there would be lost.
+
+    To block the signal (`signal.pthread_sigmask`) is not enough: other threads, such as those of pyarrow, still take
+    it, and whichever does, Python runs the handler in the main one.
+    """
+    earlier = signal.getsignal(signal.SIGINT)
+    # Handlers run in the main thread only: no other is interrupted. One that is not Python's could not be put back.
+    if threading.current_thread() is not threading.main_thread() or earlier is None:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _leave_interrupts_to_the_parent() -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from qbw_report.page.axes import Axis, axis, place
 from qbw_report.page.cloud import LEAST_FOR_INTERVAL, accuracy_axis, cost_axis, kinds_of, shown_epochs, spread_evenly
 from qbw_report.page.shown import digits, percent
-from qbw_report.statistics import METRICS
+from qbw_report.statistics import METRICS, drawable
 from schemas.columns import by_name
 from schemas.records import RECORD_COLUMNS
 
@@ -119,7 +119,7 @@ def metric_picture(statistics: pd.DataFrame, metric: str) -> Picture | None:
     if known.empty:
         return None
     known = known[known["epoch"].isin(shown_epochs([int(epoch) for epoch in known["epoch"]]))]
-    mean, std, low, high = (known[f"{metric}_{part}"].to_numpy() for part in ("mean", "std", "min", "max"))
+    mean, std, low, high = drawable(known, metric)
     x = epoch_axis(known["epoch"])
     every = np.concatenate([low, high, mean - std, mean + std])
     if metric == "accuracy":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ MAY_BE_MISSING = ("sampler", "engine", "device", "model_id", "network_id", "bitw
 FLAT = "accuracy hardly depends on bitwidth (flat, every accuracy is equal, 16 configurations)."
 RISES = "demo, epoch 1: accuracy rises with bitwidth (strong positive correlation, r = 0.87, 16 configurations)."
 NO_MODEL = "demo: cannot tell which layers need their bits"
+LARGEST = sys.float_info.max
 ONE_ROW = "1 configuration measured, at least 5 needed"
 NAN_LOSS = "note: demo: 16 of 16 rows without a finite loss; loss statistics leave them out"
 DATA = digest("digits")[:8]
@@ -78,6 +80,14 @@ CASES: Mapping[str, tuple[Rows, Sequence[str], Sequence[str]]] = {
     ),
     "NaN loss": (changed(few(), loss=math.nan), [RISES, NAN_LOSS], ["recommended"]),
     "infinite loss": (changed(few(), loss=math.inf, kl_divergence=math.inf), [RISES, NAN_LOSS], ["recommended"]),
+    "huge loss": (
+        [one | {"loss": one["loss"] * 1e300, "kl_divergence": one["loss"] * 1e200} for one in few()],
+        [RISES], ["recommended"],
+    ),
+    "largest loss": (
+        [one | {"loss": LARGEST if number % 3 else 0.5, "kl_divergence": LARGEST} for number, one in enumerate(few())],
+        [RISES], ["recommended"],
+    ),
     "no loss": (changed(few(), loss=None), [RISES, NAN_LOSS], ["recommended"]),
     "equal accuracies": (changed(few(), accuracy=0.9, correct=900), [FLAT], ["recommended"]),
     "all wrong": (changed(few(), accuracy=0.0, correct=0), [FLAT], ["recommended"]),
@@ -131,7 +141,7 @@ def test_summary_and_recommend(run_cli: RunCli, tmp_path: Path, name: str) -> No
         assert (outcome.stdout, outcome.stderr.count("\n")) == ("", 1)
 
 
-@pytest.mark.parametrize("name", ["one row", "two networks in one epoch", "little said"])
+@pytest.mark.parametrize("name", ["one row", "two networks in one epoch", "little said", "largest loss"])
 def test_build(run_cli: RunCli, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     outcome = run_cli("build", write_records(tmp_path / "records", CASES[name][0]), "--out", out)

@@ -12,7 +12,8 @@ from simulated_records import row, write_records
 from test_report_sensitivity import NAMES, OPTIONS, drawn, frame_of
 
 from qbw_report.bins import add_bins
-from qbw_report.frontier import predictions, predictions_in_words
+from qbw_report.build import all_tables, analyze
+from qbw_report.frontier import possible, predictions, predictions_in_words
 from qbw_report.masks import compare_right
 from qbw_report.sensitivity import find_sensitivity
 from qbw_report.series import add_series
@@ -139,6 +140,32 @@ def test_bits_that_were_never_drawn_promise_nothing() -> None:
 )
 def test_cannot_tell(rows: pd.DataFrame, sentence: str) -> None:
     assert in_words(rows)[0].startswith(sentence)
+
+
+@pytest.mark.parametrize("near", [0, 1])
+def test_the_table_ends_where_accuracies_do_and_the_computation_does_not(near: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    rows = [
+        row([int(b) for b in bits], abs(20 * near - int(random.binomial(20, 0.03))), num_samples=20, config_index=index)
+        for index, bits in enumerate(random.choice(OPTIONS, size=(60, 3)))
+    ]
+    analysis = analyze(write_records(tmp_path, rows))
+    computed, table = analysis.predictions["demo"], all_tables(analysis)["predictions"]
+    beyond = (computed[["predicted", "low", "high"]] - 0.5).abs() > 0.5
+    assert beyond["predicted"].any()
+    assert beyond["high" if near else "low"].all()
+    for name in ("predicted", "low", "high"):
+        assert table[name].tolist() == [min(max(value, 0.0), 1.0) for value in computed[name]]
+    others = ["config_id", "measured", "inside", "fitted"]
+    pd.testing.assert_frame_equal(table[others], computed[others])
+    assert 50 < table["inside"].sum() <= 60
+
+
+def test_a_prediction_that_nobody_makes_stays_none() -> None:
+    table = predictions(frame_of(*drawn(60)), None)
+    pd.testing.assert_frame_equal(possible(table), table)
+    unknown = pd.DataFrame({"predicted": [np.nan], "low": [np.nan], "high": [np.nan]})
+    pd.testing.assert_frame_equal(possible(unknown), unknown)
 
 
 def test_summary_and_json_tell_them_after_the_answers(run_cli: RunCli, tmp_path: Path) -> None:

@@ -71,6 +71,30 @@ def test_effects_are_those_of_plain_least_squares() -> None:
         assert model.left_out[place] == pytest.approx(without.predict(bits[[place]])[0][0])
 
 
+@pytest.mark.parametrize("configs", [10, 60])  # ridge, least squares
+@pytest.mark.parametrize("power", [-1000, -300, 0, 300, 980])
+def test_results_of_any_magnitude_have_the_same_digits(configs: int, power: int) -> None:
+    bits, accuracy = drawn(configs)
+    plain, other = (fit_additive(bits, accuracy * factor, OPTIONS) for factor in (1.0, 2.0**power))
+    assert isinstance(plain, Additive)
+    assert isinstance(other, Additive)
+    assert (other.base, other.fit.error) == (plain.base * 2.0**power, plain.fit.error * 2.0**power)
+    for name in ("effects", "low", "high", "left_out", "left_out_half"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(plain, name) * 2.0**power)
+    for found, expected in zip(other.predict(bits), plain.predict(bits), strict=True):
+        np.testing.assert_array_equal(found, expected * 2.0**power)
+    assert other.method == plain.method
+
+
+def test_no_model_whose_numbers_float64_cannot_hold() -> None:
+    bits, accuracy = drawn(60)
+    largest = np.where(accuracy > np.median(accuracy), 1.0, -1.0) * np.finfo(float).max
+    assert fit_additive(bits, largest, OPTIONS) == "effects are larger than float64 holds, 1.8e+308"
+    zeros = fit_additive(bits, np.zeros(60), OPTIONS)
+    assert isinstance(zeros, Additive)
+    assert not zeros.effects.any()
+
+
 def test_ridge_steps_in_where_rows_are_few_and_says_so() -> None:
     bits, accuracy = drawn(10)
     model = fit_additive(bits, accuracy, OPTIONS)

@@ -15,6 +15,7 @@ from simulated_records import row, table_of
 from qbw_report.bins import add_bins
 from qbw_report.cells import READ, cells_frame, count_cells, groups_frame
 from qbw_report.correlation import pearson
+from qbw_report.intervals import with_intervals
 from qbw_report.series import add_series, folder_names, notes_on, printable
 from qbw_report.statistics import per_bin, per_epoch
 from schemas.records import RECORD_SCHEMA
@@ -135,6 +136,24 @@ def test_golden_rows() -> None:
     ]
     assert bins["accuracy_mean"].tolist() == pytest.approx([0.5, 0.8, 0.9])
     assert bins["accuracy_std"].tolist() == pytest.approx([0, 0.1, 0])
+
+
+def test_intervals_of_means_are_students_and_end_where_accuracies_do() -> None:
+    accuracies = {2: [100, 98], 4: [80, 90, 85], 6: [0, 1, 3], 8: [50]}
+    rows = [
+        row([bits], right, num_samples=100, config_index=index)
+        for bits, each in accuracies.items()
+        for index, right in enumerate(each)
+    ]
+    table = with_intervals(per_bin(add_series(table_of(rows).to_pandas())))
+    for (low, high), each in zip(table[["accuracy_low", "accuracy_high"]].to_numpy(), accuracies.values(), strict=True):
+        if len(each) == 1:
+            assert np.isnan([low, high]).all()
+            continue
+        mean, error = np.mean(each) / 100, np.std(each, ddof=1) / 100 / math.sqrt(len(each))
+        ends = [mean + sign * {2: 12.706, 3: 4.3027}[len(each)] * error for sign in (-1, 1)]
+        assert [low, high] == pytest.approx([min(max(end, 0.0), 1.0) for end in ends], rel=1e-4)
+    assert (table["accuracy_high"][0], table["accuracy_low"][2]) == (1.0, 0.0)
 
 
 def test_losses_that_are_not_finite_are_left_out_and_counted() -> None:

@@ -29,7 +29,6 @@ from qbw_report.repeats import keys_of, repeated_rows
 from qbw_report.series import add_series
 from qbw_report.statistics import bin_statistics, epoch_statistics, join_bins
 from qbw_report.survey import Counted, count_part, survey
-from qbw_report.workers import each_in_order
 from schemas.errors import QBWError
 from schemas.parts import part_paths
 
@@ -365,24 +364,3 @@ def test_too_many_figures_become_fewer_at_equal_steps() -> None:
     assert fewer_figures([list(range(100))] * 10, every=5) == 5
     assert fewer_figures([list(range(100))] * 20, every=5) == 10
     assert fewer_figures([[0]] * 1000, every=5) == 5  # the last of each is always drawn
-
-
-def test_processes_return_things_in_order_and_errors_as_they_are() -> None:
-    assert list(each_in_order(math.factorial, range(30))) == [math.factorial(n) for n in range(30)]
-    with pytest.raises(ValueError, match="not defined for negative values"):
-        list(each_in_order(math.factorial, [*range(20), -1]))
-    assert list(each_in_order(math.factorial, [])) == []
-
-
-def test_a_killed_process_is_one_sentence() -> None:
-    with pytest.raises(QBWError) as raised:
-        list(each_in_order(_die, [False] * 20 + [True] * 20))
-    assert str(raised.value) == "a process of the report was killed; is there too little memory? Run it again"
-
-
-def _die(dies: bool) -> None:
-    import os
-    import signal
-
-    if dies:
-        os.kill(os.getpid(), signal.SIGKILL)
