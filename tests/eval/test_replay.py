@@ -343,8 +343,12 @@ def test_a_residual_network_is_replayed_from_the_first_layer_that_changed() -> N
     randomize(network, 1)
     each = configurations_of((4, 8, 2, 8, 2), (4, 8, 2, 8, 8), (8, 4, 2, 4, 8))
     # Other values in the same shape, and a smaller batch.
-    tape = check(network, [images(2, 2, 1, 4, 4), images(3, 2, 1, 4, 4), images(4, 1, 1, 4, 4)], OPTIONS, each)
+    batches = [images(2, 2, 1, 4, 4), images(3, 2, 1, 4, 4), images(4, 1, 1, 4, 4)]
+    with mock.patch.object(DialledRegion, "run_with", autospec=True, side_effect=DialledRegion.run_with) as together:
+        tape = check(network, batches, OPTIONS, each)
     assert tape.recorded < tape.replays
+    rides = [len(call.args[-1]) for call in together.call_args_list]
+    assert set(rides) == {2}, "the first block's sum, for a convolution and for the way round it"
 
 
 class Odd(nn.Module):
