@@ -50,6 +50,11 @@ class TritonArithmetic:
         self._tuner = tuner or Tuner(device)
         self._banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]] = BoundedCache(cache_bytes)
 
+    def words(self) -> str:
+        """Return what there is to say of it."""
+        once = "; its kernels are compiled and tried out in the first batch, once, which takes a minute or two"
+        return "by Triton" + (once if self._tuner.is_new else "")
+
     def why_not(self, devices: Sequence[torch.device]) -> str | None:
         """Return why the kernels cannot be trusted with a network on these devices; None where they can."""
         if any(device != self.device for device in devices):

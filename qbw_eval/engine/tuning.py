@@ -247,6 +247,12 @@ class Tuner:
         self._bench = bench
         self._tiles: dict[Workload, Tile] = {}
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing that was ever tuned on this device is kept."""
+        bench = self._bench or bench_on(self._device)
+        return bench is not None and not bench.file.read()
+
     def tile(self, workload: Workload, launch: Callable[[Tile], Tensor]) -> Tile | None:
         """Return the fastest tile, or None for what is thought best where nothing can be tuned or nothing is gained.
 

@@ -5,6 +5,7 @@ Batches are narrowed and sent, launches are captured and replayed on lanes, and 
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -29,6 +30,9 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gp
 
 import pretend_gpu
 from pretend_gpu import DEVICE, Gpu
+
+from qbw_eval.engine.triton_kernels import Tile
+from qbw_eval.engine.tuning import bench_on
 
 OPTIONS = (2, 4)
 MUCH = 10**8
@@ -113,8 +117,10 @@ def test_a_captured_graph_repeats_what_was_noted_and_nothing_else(gpu: Gpu) -> N
 
 
 def test_auto_takes_integers_where_there_is_work_for_a_gpu_and_launches_are_replayed(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("QBW_CACHE_DIR", str(tmp_path))
+    bench_on.cache_clear()
     there, x = network().to(DEVICE), split().inputs[:2].to(DEVICE)
 
     def auto(work: int) -> tuple[str, str]:
@@ -124,7 +130,13 @@ def test_auto_takes_integers_where_there_is_work_for_a_gpu_and_launches_are_repl
 
     equal = "equal to the reference in every bit"
     assert auto(WORTH_COMPILING_ON_GPU - 1) == ("incremental", f"{equal}, and there is little to compute")
-    assert auto(WORTH_COMPILING_ON_GPU) == ("integer", "exact convolutions of integers at 8 bits or fewer; by Triton")
+    once = "its kernels are compiled and tried out in the first batch, once, which takes a minute or two"
+    words = "exact convolutions of integers at 8 bits or fewer; by Triton"
+    assert auto(WORTH_COMPILING_ON_GPU) == ("integer", f"{words}; {once}")
+    bench = bench_on(DEVICE)
+    assert bench is not None
+    bench.file.merge({"any": Tile()})
+    assert auto(WORTH_COMPILING_ON_GPU) == ("integer", words)
     assert gpu.replays
 
     def fail(_lane: object, _run: object) -> None:
@@ -133,6 +145,7 @@ def test_auto_takes_integers_where_there_is_work_for_a_gpu_and_launches_are_repl
     monkeypatch.setattr(CudaLane, "record", fail)
     why = "launched one by one, they were never measured on a GPU: it is Thursday"
     assert auto(WORTH_COMPILING_ON_GPU) == ("incremental", f"{equal}; no integers: {why}")
+    bench_on.cache_clear()
 
 
 def test_counts_are_the_cpus_and_inside_a_chunk_nothing_waits(gpu: Gpu) -> None:

@@ -534,7 +534,8 @@ def test_what_is_asked_for_on_a_gpu_is_triton() -> None:
     arithmetic, words = _arithmetic_on(torch.device("cuda:0"), MUCH)
     assert isinstance(arithmetic, TritonArithmetic)
     assert arithmetic.device == torch.device("cuda:0")
-    assert words == "by Triton"
+    assert words == arithmetic.words
+    assert TritonArithmetic(CPU, MUCH).words() == "by Triton"
 
 
 # --- what a GPU would run -------------------------------------------------------------------------------------------
