@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.engine.convolutions import Arithmetic
+from qbw_eval.engine.cuda_graphs import CudaLane, seconds_on
 from qbw_eval.engine.graph import UntraceableError
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine, Replaying
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
+from qbw_eval.engine.replay import Replay
 from qbw_eval.memory import is_out_of_memory
 from qbw_eval.nested import tensors_in
 from qbw_eval.quantization.adoption import Adopted, StandIns, adopt_layers
@@ -203,9 +205,8 @@ def _replaying_on(device: torch.device, activation_bytes: int) -> Replaying | No
     """Return how launches are captured as CUDA graphs on a GPU where Triton convolves; None elsewhere."""
     if device.type != "cuda":
         return None
-    from qbw_eval.engine.cuda_graphs import CudaLane, seconds_on
+
     from qbw_eval.engine.dialled_region import DialledBatchNorm, DialledRegion, DialledRounding  # they need Triton
-    from qbw_eval.engine.replay import Replay
 
     return Replaying(
         region=DialledRegion,

@@ -5,7 +5,7 @@ What is recorded, and in which order it is replayed, is up to `replay`, which th
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 import torch
@@ -30,17 +30,19 @@ class CudaLane:
         return torch.cuda.stream(self._stream)
 
     def record(self, run: Callable[[], None]) -> Callable[[], object]:
-        """Return the replay of what `run` launches. Waits for the device."""
+        """Return the replay of what `run` launches."""
         graph = torch.cuda.CUDAGraph()
-        # Not by `torch.cuda.graph`, which collects garbage and gives the allocator's memory back before each capture:
-        # half a second, dozens of times. Another thread may copy the next batch meanwhile, which is none of this
-        # graph's business.
+        # Not by `torch.cuda.graph`, which waits for the device and gives spare memory back to it each time, and there
+        # are dozens. Another thread may copy the next batch meanwhile, which is none of this graph's business.
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 run()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # which would hide that memory ran out, say
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph.replay
 
     def follow(self) -> None:

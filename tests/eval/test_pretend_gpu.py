@@ -116,6 +116,26 @@ def test_a_captured_graph_repeats_what_was_noted_and_nothing_else(gpu: Gpu) -> N
     assert y.cpu().tolist() == [10.0, 10.0]
 
 
+def test_what_fails_while_it_is_captured_is_what_is_raised_and_nothing_is_captured_any_more(gpu: Gpu) -> None:
+    def run() -> None:
+        torch.ones(2, device="cuda").add_(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    lane = CudaLane(DEVICE)
+    with pytest.raises(torch.OutOfMemoryError):
+        lane.record(run)
+    assert gpu.notes is None
+    x, y = torch.ones(2, device="cuda"), torch.zeros(2, device="cuda")
+
+    def copy() -> None:
+        y.copy_(x)
+
+    again = lane.record(copy)
+    x.copy_(torch.full((2,), 5.0))
+    again()
+    assert y.cpu().tolist() == [5.0, 5.0]
+
+
 def test_auto_takes_integers_where_there_is_work_for_a_gpu_and_launches_are_replayed(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
