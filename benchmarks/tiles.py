@@ -25,7 +25,8 @@ PROGRAMS = Path(triton.__file__).parent / "backends/nvidia/bin"
 """Where NVIDIA's compiler and its companions lie, which Triton brings along."""
 
 _ENDS = ((Rounding.NONE, True), (Rounding.CLIPPING, True), (Rounding.SCALED, False), (Rounding.NONE, False))
-"""How a convolution can end, and whether something is added before. A step takes what clipping does."""
+"""How a convolution can end, and whether something is added before. A step takes what clipping does. Where something is
+added and nothing rounded, levels are written for two readers."""
 
 _SAMPLES, _CHANNELS, _OUTPUTS = (1, 64), (64, 512), (64, 1024)
 _IMAGE = 14
@@ -57,7 +58,16 @@ class Compiled:
         return int(found[1]), int(found[2]) + int(found[3])
 
 
-def compiled_for(capability: int, rounding: Rounding, tile: Tile | None = None, *, added: bool = True) -> Compiled:
+def compiled_for(
+    capability: int,
+    rounding: Rounding,
+    tile: Tile | None = None,
+    *,
+    added: bool = True,
+    beside: int = 0,
+    channels: int = 256,
+    outputs: int = 256,
+) -> Compiled:
     """Compile the kernel with everything in it, but perhaps what is added.
 
     Args:
@@ -65,6 +75,9 @@ def compiled_for(capability: int, rounding: Rounding, tile: Tile | None = None, 
         rounding: how it ends.
         tile: what is taken untuned if left out.
         added: whether float32 is added before.
+        beside: how often levels are written beside float32 values.
+        channels: of the images.
+        outputs: channels of the result.
     """
     kernel = triton.jit(_convolution)
     result = "u8" if rounding else "fp32"
@@ -75,10 +88,12 @@ def compiled_for(capability: int, rounding: Rounding, tile: Tile | None = None, 
         for number, name in enumerate(kernel.arg_names)
         if name.islower()
     }
-    geometry = (_IMAGE, _IMAGE, 256, 256, _IMAGE, _IMAGE, 3, 3, 1, 1, 1, 1, 1, 1)
+    geometry = (_IMAGE, _IMAGE, channels, outputs, _IMAGE, _IMAGE, 3, 3, 1, 1, 1, 1, 1, 1)
     tile = tile or Tile()
     sizes = (tile.early, tile.pixels, tile.outputs, tile.channels)
-    settings = (*geometry, True, True, added, not rounding, int(rounding), 0, True, *sizes)
+    along = [Rounding.CLIPPING] * beside
+    one, two, *_ = (*along, rounding, Rounding.NONE) if along else (rounding, Rounding.NONE)
+    settings = (*geometry, True, True, added, not rounding, int(one), int(two), True, *sizes)
     names = [name for name in kernel.arg_names if name.isupper()]
     constants = {(kernel.arg_names.index(name),): value for name, value in zip(names, settings, strict=True)}
     anywhere = ("choice", "row", "row_too")
@@ -112,7 +127,12 @@ def main(capabilities: Sequence[int]) -> None:
     """Print a line a tile."""
     for capability in capabilities:
         for tile, ends in tiles_and_ends(capability):
-            found = [compiled_for(capability, rounding, tile, added=added) for rounding, added in ends]
+            found = [
+                compiled_for(
+                    capability, rounding, tile, added=added, beside=2 if added and rounding is Rounding.NONE else 0
+                )
+                for rounding, added in ends
+            ]
             registers, spilled = (max(numbers) for numbers in zip(*(one.registers() for one in found), strict=True))
             shared = max(one.shared for one in found)
             sizes = f"{tile.pixels}x{tile.outputs}x{tile.channels}, {tile.warps} warps, {tile.stages} stages"

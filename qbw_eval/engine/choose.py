@@ -1,6 +1,6 @@
 """Which engine runs, and why: `auto` picks the fastest that is right for the network, the data and the machine."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -172,7 +172,7 @@ def _faster(
     if name == "auto" and device.type != "cpu" and integer.not_replayed is not None:
         what = f"launched one by one, they were never measured on a GPU: {integer.not_replayed}"
         return Choice(incremental, f"equal to the reference in every bit; no integers: {what}")
-    reason = f"exact convolutions of integers at 8 bits or fewer; {how()}"
+    reason = f"exact convolutions of integers at 8 bits or fewer; {how}"
     if integer.in_float32:
         name, why = next(iter(integer.in_float32.items()))
         reason += f"; {len(integer.in_float32)} layers are in float32, such as {name}: {why}"
@@ -181,8 +181,8 @@ def _faster(
     return Choice(integer, reason)
 
 
-def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, Callable[[], str]]:
-    """Return what convolves integers on a device, and what tells, once it has been tried, what there is to say of it.
+def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, str]:
+    """Return what convolves integers on a device, and what there is to say about it.
 
     Raises:
         DeclinedError: nothing does.
@@ -190,15 +190,15 @@ def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, 
     if device.type == "cpu":
         passes = fastest_passes()
         between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"
-        return OnednnArithmetic(cache_bytes, passes), lambda: f"what lies between them is {between}"
+        return OnednnArithmetic(cache_bytes, passes), f"what lies between them is {between}"
     if device.type != "cuda":
         raise DeclinedError(f"nothing convolves them on {device}")
     try:
         from qbw_eval.engine.triton_arithmetic import TritonArithmetic  # optional, and slow to import
     except ImportError:
         raise DeclinedError("Triton, which convolves them on a GPU, is not installed: pip install '.[gpu]'") from None
-    arithmetic = TritonArithmetic(device, cache_bytes)
-    return arithmetic, arithmetic.words
+    once = "for sizes that are new here, kernels are compiled and tried out first, for a minute or two"
+    return TritonArithmetic(device, cache_bytes), f"by Triton; {once}"
 
 
 def _replaying_on(device: torch.device, activation_bytes: int) -> Replaying | None:

@@ -31,6 +31,13 @@ class CudaLane:
 
     def record(self, run: Callable[[], None]) -> Callable[[], object]:
         """Return the replay of what `run` launches."""
+        try:
+            return self._captured(run)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # during a capture the allocator gives back no spare memory by itself
+            return self._captured(run)
+
+    def _captured(self, run: Callable[[], None]) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
         # Not by `torch.cuda.graph`, which waits for the device and gives spare memory back to it each time, and there
         # are dozens. Another thread may copy the next batch meanwhile, which is none of this graph's business.

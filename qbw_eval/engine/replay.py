@@ -266,13 +266,9 @@ class _Track:
             for leaf, tensor in zip(leaves, batch, strict=True):
                 leaf.copy_(tensor)
             self._values: list[Any] = [leaves]
-            along: dict[int, Tensor] = {}
             for number in range(1, len(program.operations) + 1):
-                if number in self._riders:
-                    value, *others = self._compute_with_riders(number)
-                    along.update(zip(self._riders[number], others, strict=True))
-                else:
-                    value = along.pop(number) if number in along else self._compute(number)
+                # Riders by themselves, too, as they run where their carrier is up to date.
+                value = self._compute_with_riders(number)[0] if number in self._riders else self._compute(number)
                 self._values.append(self._placed(number, value))
         self.size: int = sum(self._values[number].nbytes for number in self._computed)
         if not isinstance(self._values[-1], Tensor):
@@ -439,7 +435,7 @@ def _riders_of(program: Program, forms: Forms) -> dict[int, tuple[int, ...]]:
     riders: dict[int, tuple[int, ...]] = {}
     for number, operation in enumerate(program.operations, start=1):
         rider = operation.dialled
-        if not isinstance(rider, Rider) or len(operation.inputs) > 1 or not rider.rides(forms[number - 1]):
+        if not isinstance(rider, Rider) or len(operation.inputs) != 1 or not rider.rides(forms[number - 1]):
             continue
         (source,) = operation.inputs
         carrier = program.operations[source - 1].dialled if source else None

@@ -50,11 +50,6 @@ class TritonArithmetic:
         self._tuner = tuner or Tuner(device)
         self._banks: BoundedCache[tuple[WeightBank, tuple[int, ...]]] = BoundedCache(cache_bytes)
 
-    def words(self) -> str:
-        """Return what there is to say of it."""
-        once = "; its kernels are compiled and tried out in the first batch, once, which takes a minute or two"
-        return "by Triton" + (once if self._tuner.is_new else "")
-
     def why_not(self, devices: Sequence[torch.device]) -> str | None:
         """Return why the kernels cannot be trusted with a network on these devices; None where they can."""
         if any(device != self.device for device in devices):
@@ -166,14 +161,11 @@ class TritonConvolution:
             images, bank, window, relu=relu, added=other is not None, rounding=rounding, levels=besides
         )
 
-        def try_with(tile: Tile) -> Tensor:
+        def try_with(tile: Tile) -> list[Tensor]:
             few = workload.samples
-            return convolved(
-                images[:few],
-                other=None if other is None else other[:few],
-                tile=tile,
-                levels=[replace(each, out=each.out[:few]) for each in levels],
-            )
+            beside = [replace(each, out=torch.empty_like(each.out[:few])) for each in levels]
+            value = convolved(images[:few], other=None if other is None else other[:few], tile=tile, levels=beside)
+            return [value, *(each.out for each in beside)]
 
         return convolved(images, other=other, tile=self._tuner.tile(workload, try_with), out=out, levels=levels)
 
@@ -234,6 +226,7 @@ def why_not_on(device: torch.device) -> str | None:
         exact = (
             _exact(device, 255, 127, Rounding.NONE, Tile())
             and all(_exact(device, 255, 255, how) for how in Rounding)
+            and all(_exact_beside(device, early=early) for early in (False, True))
             and all(_rounds_exactly(device, unit) for unit in _TRIED_UNITS)
         )
     except Exception as error:  # whatever a compiler, a driver or a device may say
@@ -256,6 +249,44 @@ def _rounds_exactly(device: torch.device, unit: float) -> bool:
     return all(
         torch.equal(rounded(x.to(device), limits, how).cpu(), by(x.nan_to_num(nan=0.0), unit_of, largest))
         for how, by in ((Rounding.CLIPPING, PLAIN.levels_by_clipping), (Rounding.STEP, PLAIN.levels_by_step))
+    )
+
+
+def _exact_beside(device: torch.device, *, early: bool) -> bool:
+    """Compare what is added, and the levels that two readers get of the sum, with what they must be."""
+    generator = torch.Generator().manual_seed(0)
+    cl = torch.channels_last
+    x = torch.randint(0, 256, (2, 40, 5, 5), generator=generator, dtype=torch.uint8).contiguous(memory_format=cl)
+    weights = torch.randint(-128, 128, (20, 40, 1, 1), generator=generator, dtype=torch.int32)
+    other = torch.randn((2, 20, 5, 5), generator=generator).contiguous(memory_format=cl)
+    split = split_weights(weights, 255, pairs_saturate=False)
+    assert split is not None
+    scale, rows = 2.0**-16, (((1, 20), 2.0**-16), ((1, 20), 0.0), ((1, 2), 0.0))
+    units = torch.tensor([[15.0, 0.7], [255.0, 0.01]])
+    beside = [
+        Levels(how, units.to(device), torch.tensor([row], dtype=torch.int32, device=device), out)
+        for row, how in enumerate((Rounding.CLIPPING, Rounding.STEP))
+        for out in [torch.empty_like(other, dtype=torch.uint8, device=device)]
+    ]
+    found = convolve(
+        x.to(device),
+        weight_bank([split], device),
+        Epilogues(*(torch.full(shape, value, device=device) for shape, value in rows)),
+        torch.zeros(2, dtype=torch.int32, device=device),
+        Window(),
+        relu=True,
+        other=other.to(device),
+        tile=Tile(16, 16, 32, early=early),
+        levels=beside,
+    )
+    sums = torch.nn.functional.conv2d(x.double(), weights.double()).float()
+    value = (sums * scale + other).relu()
+    levels = [
+        by(value, unit, largest)
+        for by, (largest, unit) in zip((PLAIN.levels_by_clipping, PLAIN.levels_by_step), units, strict=True)
+    ]
+    return torch.equal(found.cpu(), value) and all(
+        torch.equal(each.out.cpu(), expected) for each, expected in zip(beside, levels, strict=True)
     )
 
 

@@ -65,7 +65,7 @@ WORTH = 2**28
 
 _WARM_UP_MS, _TIMED_MS = 5, 20
 
-Launch = Callable[[], Tensor]
+Launch = Callable[[], object]
 
 
 class NoTileError(QBWError):
@@ -247,18 +247,13 @@ class Tuner:
         self._bench = bench
         self._tiles: dict[Workload, Tile] = {}
 
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing that was ever tuned on this device is kept."""
-        bench = self._bench or bench_on(self._device)
-        return bench is not None and not bench.file.read()
-
-    def tile(self, workload: Workload, launch: Callable[[Tile], Tensor]) -> Tile | None:
+    def tile(self, workload: Workload, launch: Callable[[Tile], Sequence[Tensor]]) -> Tile | None:
         """Return the fastest tile, or None for what is thought best where nothing can be tuned or nothing is gained.
 
         Args:
             workload: the convolution.
-            launch: convolves no more than `workload.samples` images with a tile.
+            launch: convolves no more than `workload.samples` images with a tile; returns all that it writes, each time
+                in memory of its own.
 
         Raises:
             NoTileError: it runs with no tile.
@@ -270,7 +265,7 @@ class Tuner:
             self._tiles[workload] = _kept(workload, bench) or self._tuned(workload, launch, bench)
         return self._tiles[workload]
 
-    def _tuned(self, workload: Workload, launch: Callable[[Tile], Tensor], bench: Bench) -> Tile:
+    def _tuned(self, workload: Workload, launch: Callable[[Tile], Sequence[Tensor]], bench: Bench) -> Tile:
         """Return the fastest tile, having tried, and keep it beside all others of this process."""
         tile = fastest(candidates(workload, hopper=bench.hopper), _timed(launch, bench))
         bench.file.merge({known.name: its for known, its in self._tiles.items()} | {workload.name: tile})
@@ -283,13 +278,13 @@ def _kept(workload: Workload, bench: Bench) -> Tile | None:
     return tile if tile in candidates(workload, hopper=bench.hopper) else None
 
 
-def _timed(launch: Callable[[Tile], Tensor], bench: Bench) -> Callable[[Tile], float]:
+def _timed(launch: Callable[[Tile], Sequence[Tensor]], bench: Bench) -> Callable[[Tile], float]:
     """Return what times a tile, or raises InexactTileError where it gives other bits than the first that ran."""
-    first: list[Tensor] = []
+    first: list[Sequence[Tensor]] = []
 
     def seconds(tile: Tile) -> float:
         found = launch(tile)
-        if first and not _same_bits(found, first[0]):
+        if first and not all(_same_bits(one, other) for one, other in zip(found, first[0], strict=True)):
             raise InexactTileError(f"{tile} gives other bits than another tile")
         first.append(found)
         del first[1:]

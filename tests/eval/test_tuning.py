@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from qbw_eval.quantization.layers import Quantizers
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gpu]'")
 
-from test_triton import plainly, sums_of  # noqa: E402 - they need Triton
+from test_replay import replaying_on  # noqa: E402 - they need Triton
+from test_triton import plainly, sums_of  # noqa: E402
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
 from benchmarks.tiles import compiled_for  # noqa: E402
@@ -269,13 +271,13 @@ class Clock:
             worth=worth,
         )
 
-    def _seconds(self, launch: Callable[[], Tensor]) -> float:
+    def _seconds(self, launch: Callable[[], object]) -> float:
         launch()
         return 1.0 if self.favourite is None or self.tried[-1] == self.favourite else 2.0
 
-    def launch(self, tile: Tile) -> Tensor:
+    def launch(self, tile: Tile) -> list[Tensor]:
         self.tried.append(tile)
-        return torch.tensor([1.0, float("nan")])
+        return [torch.tensor([1.0, float("nan")])]
 
 
 def test_a_workload_is_tuned_once_and_by_one_process(tmp_path: Path) -> None:
@@ -332,20 +334,24 @@ def test_what_takes_microseconds_is_not_tuned(tmp_path: Path) -> None:
     assert Tuner(CPU, clock.bench).tile(STAGE, clock.launch) is not None
 
 
-def test_a_tile_that_gives_other_bits_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["values", "levels beside"])
+def test_a_tile_that_gives_other_bits_is_left_out(tmp_path: Path, where: str) -> None:
     """The fastest is; of the others, equal in speed, the first is taken."""
     wrong = candidates(STAGE, hopper=False)[1]
     clock = Clock(tmp_path, wrong)
 
-    def launch(tile: Tile) -> Tensor:
-        return clock.launch(tile) + (2.0**-23 if tile == wrong else 0.0)
+    def launch(tile: Tile) -> list[Tensor]:
+        values, levels = clock.launch(tile)[0], torch.tensor([3], dtype=torch.uint8)
+        if tile != wrong:
+            return [values, levels]
+        return [values + 2.0**-23, levels] if where == "values" else [values, levels + 1]
 
     assert Tuner(CPU, clock.bench).tile(STAGE, launch) == Tile()
     assert wrong in clock.tried
 
 
 def test_the_cpu_tunes_nothing() -> None:
-    def launch(tile: Tile) -> Tensor:
+    def launch(tile: Tile) -> list[Tensor]:
         raise AssertionError(f"{tile} was tried")
 
     assert Tuner(CPU).tile(STAGE, launch) is None
@@ -360,9 +366,9 @@ def test_a_tuned_network_has_the_bits_of_an_untuned_one(tmp_path: Path, monkeypa
     randomize(network, 3)
     x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     configurations = configurations_of((2, 8, 2, 8, 2))
-    timed: list[Callable[[], Tensor]] = []
+    timed: list[Callable[[], Any]] = []
 
-    def seconds(launch: Callable[[], Tensor]) -> float:
+    def seconds(launch: Callable[[], object]) -> float:
         timed.append(launch)
         return 1.0 / len(timed)
 
@@ -370,12 +376,16 @@ def test_a_tuned_network_has_the_bits_of_an_untuned_one(tmp_path: Path, monkeypa
     found = []
     for each in (Tuner(CPU), tuner):
         arithmetic = TritonArithmetic(CPU, 10**8, each)
-        engine = IntegerEngine(network, layer_names_of(network), x, (2, 8), 10**8, arithmetic=arithmetic)
+        replaying = None if each is not tuner else replaying_on([])
+        engine = IntegerEngine(
+            *(network, layer_names_of(network), x, (2, 8), 10**8), arithmetic=arithmetic, replaying=replaying
+        )
         with torch.inference_mode():
             found.append(dict(engine.logits(x, configurations)))
     assert len(timed) == sum(len(candidates(work, hopper=False)) for work in tuner._tiles)
     assert {work.samples for work in tuner._tiles} == {1, 2}
-    assert len(timed[0]()) == 1
+    assert len(timed[0]()[0]) == 1
+    assert {len(work.levels) for work in tuner._tiles} == {0, 2}
     chosen = [(tile, candidates(work, hopper=False)) for work, tile in tuner._tiles.items()]
     assert all(tile == tiles[-1] for tile, tiles in chosen)
     assert any(tile[:3] != tiles[0][:3] for tile, tiles in chosen)
