@@ -304,7 +304,7 @@ NETWORKS_WE_SHIP: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
 
 def _share() -> list[Any]:
     """Of networks that differ in depth alone, the deeper ones take seven to ten seconds each."""
-    deep = ("101", "152", "multi-modal resnet34")
+    deep = ("101", "152", "multi-modal resnet34", "multi-modal resnet50")
     return [pytest.param(name, marks=[ONLY_IN_FULL] * any(word in name for word in deep)) for name in NETWORKS_WE_SHIP]
 
 

@@ -13,6 +13,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from shares import ONLY_IN_FULL
 from torture_work import doubled, rows_in
 
 EVERY_S, SETTLE_S = 0.1, 0.3
@@ -169,7 +170,7 @@ class Watch:
         self._process.wait()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [WAYS[0], pytest.param(WAYS[1], marks=ONLY_IN_FULL)])
 def test_watch(tmp_path: Path, processes: ForkServerContext, seed: int, full: bool, trials, report, way: str) -> None:
     wanted = trials(5, 200)
     folder, records, caught = tmp_path / "checkpoints", tmp_path / "results" / "records", tmp_path / "caught.txt"
