@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
+from qbw_eval.engine.amx_arithmetic import AmxArithmetic, kernel_here
 from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.cuda_graphs import CudaLane, seconds_on
 from qbw_eval.engine.graph import UntraceableError
@@ -190,7 +191,14 @@ def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, 
     if device.type == "cpu":
         passes = fastest_passes()
         between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"
-        return OnednnArithmetic(cache_bytes, passes), f"what lies between them is {between}"
+        how, kernel = f"what lies between them is {between}", kernel_here()
+        if isinstance(kernel, str):
+            return OnednnArithmetic(cache_bytes, passes), how
+        amx = AmxArithmetic(cache_bytes, passes, kernel)
+        why_not = amx.why_not([device])
+        if why_not is not None:
+            return OnednnArithmetic(cache_bytes, passes), f"{how}; by oneDNN: {why_not}"
+        return amx, f"by AMX, with what follows in the same pass; {how}"
     if device.type != "cuda":
         raise DeclinedError(f"nothing convolves them on {device}")
     try:

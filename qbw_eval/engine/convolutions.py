@@ -1,13 +1,14 @@
-"""What is asked of whatever convolves integers: oneDNN on CPUs (`onednn`), Triton on GPUs (`triton_arithmetic`).
+"""What is asked of whatever convolves integers: oneDNN or our own kernel on CPUs, Triton on GPUs (`..._arithmetic`).
 
-Both give the same bits, as long as no sum of the parts that oneDNN needs (`packing.Split`) reaches 2**24: sums of
+All give the same bits, as long as no sum of the parts that oneDNN needs (`packing.Split`) reaches 2**24: sums of
 integers are exact, become float32 with one rounding, and are multiplied, added to and rounded in the same order,
 one rounding each.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import IntEnum
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -82,3 +83,57 @@ class Arithmetic(Protocol):
     def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> LayerConvolution:
         """Return what convolves for a layer; `layer` is on the CPU."""
         ...
+
+
+# --- what kernels of our own are told -------------------------------------------------------------------------------
+
+
+class Rounding(IntEnum):
+    """What becomes of a value y, with a grid's `limits_of`, largest and unit."""
+
+    NONE = 0  # y, float32
+    SCALED = 1  # round(clamp(y, 0, largest)), where y is in units of the levels already
+    CLIPPING = 2  # round(clamp(y, 0, unit) * largest / unit)
+    STEP = 3  # round(clamp(y / unit, 0, largest))
+
+
+class Window(NamedTuple):
+    """What a convolution slides over its images; each is (vertical, horizontal)."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def over(self, height: int, width: int) -> tuple[int, int]:
+        """Return how many places it takes, vertically and horizontally."""
+        spans = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        down, across = ((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in spans)
+        return down, across
+
+
+def window_of(layer: QuantConv2d | QuantLinear) -> Window:
+    """Return what a layer slides over its images; a linear one is a 1x1 convolution of 1x1 images."""
+    if isinstance(layer, QuantLinear):
+        return Window()
+    assert not isinstance(layer.padding, str)
+    return Window(*(_pair(values) for values in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)))
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    vertical, horizontal = values
+    return vertical, horizontal
+
+
+def limits_of(to: ActivationGrid | None) -> tuple[float, float]:
+    """Return (largest, unit) of a grid, as `Rounding` needs them."""
+    return (0.0, 0.0) if to is None else (float(to.largest), to.unit if to.clipping is None else to.clipping)
+
+
+def rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
+    """Return how a region's value is rounded to a grid; where nothing is added it is in units of the grid already."""
+    if to is None:
+        return Rounding.NONE
+    if not added:
+        return Rounding.SCALED
+    return Rounding.STEP if to.clipping is None else Rounding.CLIPPING

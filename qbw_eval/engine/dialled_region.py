@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qbw_eval.engine.convolutions import limits_of, rounding_for
 from qbw_eval.engine.integer_region import IntegerRegion
 from qbw_eval.engine.passes import PLAIN, rows_of, shaped
-from qbw_eval.engine.triton_arithmetic import TritonConvolution, limits_of, rounding_for
+from qbw_eval.engine.triton_arithmetic import TritonConvolution
 from qbw_eval.engine.triton_kernels import MOST_LEVELS, Epilogues, Levels, Rounding, WeightBank, rounded
 from qbw_eval.engine.walk import Bits, Ride, UnreplayableError
 from qbw_eval.quantization.bitwidths import set_bitwidth

@@ -17,6 +17,9 @@ from qbw_eval.quantization.layers import ActivationGrid
 
 Pass = Callable[..., Tensor]
 
+COMPILERS = ("c++", "g++", "clang++")
+"""Looked for in this order."""
+
 
 def levels_by_clipping(x: Tensor, clipping: Tensor, largest: Tensor) -> Tensor:
     """Return round(clamp(x, 0, clipping) * largest / clipping) as uint8: DoReFa (clipping 1) and PACT."""
@@ -95,7 +98,7 @@ PLAIN = Passes(compiled=False)
 @cache
 def fastest_passes() -> Passes:
     """Return compiled passes where torch.compile finds a C++ compiler and it works, else plain ones."""
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    if not any(map(shutil.which, COMPILERS)):
         return PLAIN
     passes = Passes(
         compiled=True,

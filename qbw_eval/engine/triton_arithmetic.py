@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qbw_eval.engine.cache import BoundedCache
-from qbw_eval.engine.convolutions import Affine, SplitOf
+from qbw_eval.engine.convolutions import Affine, SplitOf, limits_of, rounding_for, window_of
 from qbw_eval.engine.packing import Split, split_weights
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.triton_kernels import (
@@ -187,33 +187,6 @@ class TritonConvolution:
                 *(torch.cat([rows, row.to(self._device)[None]]) for rows, row in zip(old, new, strict=True))
             )
         return way
-
-
-def limits_of(to: ActivationGrid | None) -> tuple[float, float]:
-    """Return the row of `Epilogues.limits` that a grid needs."""
-    return (0.0, 0.0) if to is None else (float(to.largest), to.unit if to.clipping is None else to.clipping)
-
-
-def window_of(layer: QuantConv2d | QuantLinear) -> Window:
-    """Return what a layer slides over its images; a linear one is a 1x1 convolution of 1x1 images."""
-    if isinstance(layer, QuantLinear):
-        return Window()
-    assert not isinstance(layer.padding, str)
-    return Window(*(_pair(values) for values in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)))
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    vertical, horizontal = values
-    return vertical, horizontal
-
-
-def rounding_for(to: ActivationGrid | None, *, added: bool) -> Rounding:
-    """Return how a region's value is rounded to a grid; where nothing is added it is in units of the grid already."""
-    if to is None:
-        return Rounding.NONE
-    if not added:
-        return Rounding.SCALED
-    return Rounding.STEP if to.clipping is None else Rounding.CLIPPING
 
 
 # --- is it to be trusted --------------------------------------------------------------------------------------------

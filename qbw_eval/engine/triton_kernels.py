@@ -44,7 +44,6 @@ On tensors of the CPU everything runs under Triton's interpreter: slowly, for te
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -56,6 +55,8 @@ from torch import Tensor
 from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction
 
+from qbw_eval.engine.convolutions import Rounding as Rounding  # theirs, which callers find here, too
+from qbw_eval.engine.convolutions import Window as Window
 from qbw_eval.engine.packing import Split
 
 HALF = tl.constexpr(8388608.0)  # 2**23: float32 has no digits behind the point from here on
@@ -65,15 +66,6 @@ EXACT = {"enable_fp_fusion": False}
 
 SMALLEST = 16
 """Rows and columns of the smallest matrices that tensor cores multiply; 32 along what is summed over."""
-
-
-class Rounding(IntEnum):
-    """What becomes of a value y; `largest` and `unit` are the row's `Epilogues.limits`."""
-
-    NONE = 0  # y, float32
-    SCALED = 1  # round(clamp(y, 0, largest)), where y is in units of the levels already
-    CLIPPING = 2  # round(clamp(y, 0, unit) * largest / unit)
-    STEP = 3  # round(clamp(y / unit, 0, largest))
 
 
 MOST_LEVELS = 2
@@ -95,21 +87,6 @@ class Levels:
     limits: Tensor
     row: Tensor
     out: Tensor
-
-
-class Window(NamedTuple):
-    """What a convolution slides over its images; each is (vertical, horizontal)."""
-
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-    def over(self, height: int, width: int) -> tuple[int, int]:
-        """Return how many places it takes, vertically and horizontally."""
-        spans = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        down, across = ((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in spans)
-        return down, across
 
 
 class Tile(NamedTuple):

@@ -1,0 +1,236 @@
+"""Integers convolved by AMX on the CPU, with what follows them in the same pass; is it to be trusted at all?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from qbw_eval.engine.amx_kernel import AmxKernel, KernelError, Levels, PackedWeights, packed
+from qbw_eval.engine.cache import BoundedCache
+from qbw_eval.engine.convolutions import (
+    Affine,
+    LayerConvolution,
+    Rounding,
+    SplitOf,
+    Window,
+    limits_of,
+    rounding_for,
+    window_of,
+)
+from qbw_eval.engine.onednn import OnednnArithmetic
+from qbw_eval.engine.packing import Split, split_weights, why_not_here
+from qbw_eval.engine.passes import PLAIN, Passes
+from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
+
+
+class AmxArithmetic:
+    """See `convolutions.Arithmetic`. Grouped layers, and weights in two parts of several outputs, are oneDNN's.
+
+    Args:
+        cache_bytes: how much may be spent on packed weights.
+        passes: what lies between convolutions, plain or compiled.
+        kernel: what convolves.
+    """
+
+    def __init__(self, cache_bytes: int, passes: Passes, kernel: AmxKernel) -> None:
+        self.passes = passes
+        self._kernel = kernel
+        self._packed: BoundedCache[PackedWeights | None] = BoundedCache(cache_bytes // 2)
+        self._onednn = OnednnArithmetic(cache_bytes // 2, passes)
+
+    def why_not(self, devices: Sequence[torch.device]) -> str | None:
+        """Return why the kernel cannot be trusted with a network on these devices; None where it can."""
+        if any(device.type != "cpu" for device in devices):
+            return "it runs on the CPU only"
+        return why_inexact(self._kernel)
+
+    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | str:
+        """Return integer weights in parts that the kernel convolves exactly, or oneDNN does; or that there are none."""
+        split = split_weights(integers, largest_activation, pairs_saturate=False, groups=groups)
+        if split is not None and _is_known(split, groups):
+            return split
+        return why_not_here() or self._onednn.split(integers, largest_activation, groups)
+
+    def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> "AmxConvolution":
+        """Return what convolves for a layer."""
+        return AmxConvolution(layer, split_of, self._packed, self._kernel, self._onednn.of_layer(layer, split_of))
+
+
+def _is_known(split: Split, groups: int) -> bool:
+    """Return whether all outputs have all inputs, and weights are factor * m + factor - 1 with a factor of 1 or 2."""
+    return groups == 1 and split.factor <= 2
+
+
+@dataclass(frozen=True)
+class AmxConvolution:
+    """See `convolutions.LayerConvolution`."""
+
+    layer: QuantConv2d | QuantLinear
+    split_of: SplitOf
+    packed: BoundedCache[PackedWeights | None]
+    kernel: AmxKernel
+    others: LayerConvolution
+    """What takes splits that the kernel does not know."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        bits: int,
+        affine: Affine,
+        *,
+        relu: bool,
+        other: Tensor | None,
+        to: ActivationGrid | None,
+    ) -> Tensor:
+        """Return what the protocol says, in one pass."""
+        weights = self._packed(bits)
+        if weights is None:
+            return self.others(images, bits, affine, relu=relu, other=other, to=to)
+        rounding = rounding_for(to, added=other is not None)
+        return self.kernel.convolve(
+            images, weights, affine, relu=relu, other=other, rounding=rounding, limits=limits_of(to)
+        )
+
+    def _packed(self, bits: int) -> PackedWeights | None:
+        """Return the layer's weights; None where the kernel does not know them."""
+
+        def make() -> tuple[PackedWeights | None, int]:
+            split = self.split_of(bits)
+            assert isinstance(split, Split)
+            if not _is_known(split, self.layer.groups if isinstance(self.layer, QuantConv2d) else 1):
+                return None, 0
+            tiles = packed(split, window_of(self.layer))
+            return tiles, tiles.size
+
+        return self.packed.get((self.layer, bits), make)
+
+
+# --- is it to be trusted --------------------------------------------------------------------------------------------
+
+
+@cache
+def kernel_here() -> AmxKernel | str:
+    """Return the kernel, compiled for this machine; or why there is none."""
+    try:
+        return AmxKernel()
+    except KernelError as error:
+        return str(error)
+
+
+@cache
+def why_inexact(kernel: AmxKernel) -> str | None:
+    """Return why a kernel cannot be trusted, having tried it; None where it can."""
+    exact = (
+        _exact(kernel, 255, 127, Rounding.NONE)
+        and all(_exact(kernel, 255, 255, how) for how in Rounding)
+        and all(_exact_beside(kernel, magnitude) for magnitude in (127, 255))
+        and all(_rounds_exactly(kernel, unit) for unit in (1.0, 0.7, 1 / 3, 1.9999999, 2.0**-40))
+    )
+    return None if exact else "AMX's convolution of integers is not exact here"
+
+
+def _exact(kernel: AmxKernel, activation: int, magnitude: int, rounding: Rounding) -> bool:
+    """Compare the largest sums, mixed ones, borders, and ties with what they must be."""
+    x = _images(torch.full((3, 80, 7, 9), activation))
+    x[:, :, 2:, 1] = 1
+    weights = torch.full((40, 80, 3, 3), magnitude, dtype=torch.int32)
+    weights[::2, 24:] *= -1
+    weights[1::4] *= -1
+    window = Window((3, 3), (2, 1), (1, 1))
+    scale, bias, limits = 0.5, 0.25, (15.0, 7.0)
+    found = kernel.convolve(
+        *(x, _packed_for(weights, window), _affine_of(40, scale, bias)), rounding=rounding, limits=limits
+    )
+    return torch.equal(found, _levels(_sums(x, weights, window) * scale + bias, rounding, limits))
+
+
+def _exact_beside(kernel: AmxKernel, magnitude: int) -> bool:
+    """Compare what is added, and the levels that two readers get of the sum, with what they must be."""
+    generator = torch.Generator().manual_seed(0)
+    x = _images(torch.randint(0, 256, (2, 40, 5, 5), generator=generator))
+    weights = torch.randint(-128, 128, (20, 40, 1, 1), generator=generator, dtype=torch.int32)
+    if magnitude > 127:
+        weights = 2 * weights + 1
+    other = _channels_last(torch.randn((2, 20, 5, 5), generator=generator))
+    other[0, 0, 0, :3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
+    besides = [
+        Levels(how, limits, torch.empty_like(other, dtype=torch.uint8))
+        for how, limits in ((Rounding.CLIPPING, (15.0, 0.7)), (Rounding.STEP, (255.0, 0.01)))
+    ]
+    scale = 2.0**-16
+    found = kernel.convolve(
+        x,
+        *(_packed_for(weights, Window()), _affine_of(20, scale, 0.0)),
+        relu=True,
+        other=other,
+        levels=besides,
+    )
+    value = torch.maximum(_sums(x, weights, Window()) * scale + other, torch.tensor(0.0))
+    return torch.equal(
+        found.nan_to_num(nan=-1.0, posinf=torch.inf), value.nan_to_num(nan=-1.0, posinf=torch.inf)
+    ) and all(
+        torch.equal(
+            each.out,
+            _levels(value.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), each.rounding, each.limits),
+        )
+        for each in besides
+    )
+
+
+def _rounds_exactly(kernel: AmxKernel, unit: float) -> bool:
+    """Compare values at and beside every tie with what division makes of them; sums are zero, so they are added."""
+    ties = (torch.arange(256) + 0.5) * torch.tensor(unit)
+    ties = torch.cat([ties, ties / 255])
+    up, down = (torch.nextafter(ties, torch.tensor(end)) for end in (float("inf"), float("-inf")))
+    other = _channels_last(torch.cat([ties, up, down, -ties]).view(1, 16, -1, 1))
+    x = _images(torch.zeros(1, 4, *other.shape[2:]))
+    weights = _packed_for(torch.ones(16, 4, 1, 1, dtype=torch.int32), Window())
+    affine, limits = _affine_of(16, 1.0, 0.0), (255.0, unit)
+    return all(
+        torch.equal(
+            kernel.convolve(x, weights, affine, other=other, rounding=how, limits=limits), _levels(other, how, limits)
+        )
+        for how in (Rounding.CLIPPING, Rounding.STEP)
+    )
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _images(values: Tensor) -> Tensor:
+    return _channels_last(values.to(torch.uint8))
+
+
+def _packed_for(weights: Tensor, window: Window) -> PackedWeights:
+    split = split_weights(weights, 255, pairs_saturate=False)
+    assert split is not None
+    return packed(split, window)
+
+
+def _affine_of(outputs: int, scale: float, bias: float) -> Affine:
+    return Affine(torch.full((outputs,), scale), torch.full((outputs,), bias))
+
+
+def _sums(x: Tensor, weights: Tensor, window: Window) -> Tensor:
+    """Return the convolution in float64, where it is exact, rounded to float32 once."""
+    sums = torch.nn.functional.conv2d(
+        *(x.double(), weights.double()), stride=window.stride, padding=window.padding, dilation=window.dilation
+    )
+    return sums.float()
+
+
+def _levels(value: Tensor, rounding: Rounding, limits: tuple[float, float]) -> Tensor:
+    """Return what `passes` make of a value."""
+    largest, unit = map(torch.tensor, limits)
+    match rounding:
+        case Rounding.NONE:
+            return value
+        case Rounding.SCALED:
+            return PLAIN.levels_by_step(value, torch.tensor(1.0), largest)
+        case Rounding.CLIPPING:
+            return PLAIN.levels_by_clipping(value, unit, largest)
+        case Rounding.STEP:
+            return PLAIN.levels_by_step(value, unit, largest)
