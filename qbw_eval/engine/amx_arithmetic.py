@@ -168,14 +168,9 @@ def _exact_beside(kernel: AmxKernel, magnitude: int) -> bool:
         levels=besides,
     )
     value = torch.maximum(_sums(x, weights, Window()) * scale + other, torch.tensor(0.0))
-    return torch.equal(
-        found.nan_to_num(nan=-1.0, posinf=torch.inf), value.nan_to_num(nan=-1.0, posinf=torch.inf)
-    ) and all(
-        torch.equal(
-            each.out,
-            _levels(value.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), each.rounding, each.limits),
-        )
-        for each in besides
+    numbers = value.where(~value.isnan(), 0.0)  # which NaN is rounded to
+    return torch.allclose(found, value, rtol=0.0, atol=0.0, equal_nan=True) and all(
+        torch.equal(each.out, _levels(numbers, each.rounding, each.limits)) for each in besides
     )
 
 

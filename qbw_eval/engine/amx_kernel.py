@@ -40,7 +40,10 @@ _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 _EXACT_FLAGS = ("-ffp-contract=off", "-fwrapv", "-fno-math-errno")
 """Nothing is contracted, and int32 wraps around; that errno is left alone changes no value."""
 
-REAL_FLAGS = ("-DQBW_TILES", "-mamx-tile", "-mamx-int8", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+REAL_FLAGS = (
+    *("-DQBW_TILES", "-mamx-tile", "-mamx-int8"),
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+)
 """With tiles; 64 bytes at a time, since they do not slow down a CPU that has them."""
 
 _NEEDED = {"amx_tile", "amx_int8", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
@@ -159,7 +162,7 @@ class AmxKernel:
         if not emulated:
             _check_cpu()
         self._scratch = scratch
-        self._library = _compiled(("-march=native",) if emulated else (*REAL_FLAGS, "-mprefer-vector-width=512"))
+        self._library = _compiled(("-march=native",) if emulated else REAL_FLAGS)
         if self._library.qbw_allow_tiles():
             raise KernelError("the system does not let it use AMX")
         self._library.qbw_convolve.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
@@ -220,10 +223,10 @@ class AmxKernel:
         return out
 
 
-def why_no_tiles() -> str | None:
+def why_no_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """Return what this machine lacks, as no whole sentence; None where it has AMX."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "whether it has AMX is known on Linux only"
     flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set[str]())

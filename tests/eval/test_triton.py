@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from convolved import sums_of
 from random_networks import configurations_of, layer_names_of, randomize
 from torch import Tensor, nn
 
@@ -55,22 +56,6 @@ SMALL = Tile(pixels=16, outputs=16, channels=32)
 
 
 # --- sums of integers -----------------------------------------------------------------------------------------------
-
-
-def sums_of(x: Tensor, weights: Tensor, window: Window) -> np.ndarray:
-    """Return the convolution in int64: at every place the images' part under the window times the weights."""
-    pads = ((0, 0), (0, 0), (window.padding[0],) * 2, (window.padding[1],) * 2)
-    images, w = np.pad(x.numpy().astype(np.int64), pads), weights.numpy().astype(np.int64)
-    reach = [gap * (kernel - 1) + 1 for gap, kernel in zip(window.dilation, window.kernel, strict=True)]
-    tops = range(0, images.shape[2] - reach[0] + 1, window.stride[0])
-    lefts = range(0, images.shape[3] - reach[1] + 1, window.stride[1])
-    sums = np.empty((len(x), len(w), len(tops), len(lefts)), dtype=np.int64)
-    for row, top in enumerate(tops):
-        for column, left in enumerate(lefts):
-            under = images[:, :, top : top + reach[0], left : left + reach[1]]
-            under = under[:, :, :: window.dilation[0], :: window.dilation[1]]
-            sums[:, :, row, column] = np.einsum("ncyx,ocyx->no", under, w)
-    return sums
 
 
 def split_of(weights: Tensor, largest: int = 255) -> Split:

@@ -1,0 +1,31 @@
+"""Kernels that convolve integers have a slow, obviously right twin here: NumPy in int64, place by place."""
+
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from qbw_eval.engine.amx_kernel import AmxKernel
+from qbw_eval.engine.convolutions import Window
+
+
+@cache
+def kernel_of(*, emulated: bool) -> AmxKernel:
+    """Return the kernel in C++, which takes seconds to compile; once."""
+    return AmxKernel(emulated=emulated)
+
+
+def sums_of(x: Tensor, weights: Tensor, window: Window) -> np.ndarray:
+    """Return the convolution in int64: at every place the images' part under the window times the weights."""
+    pads = ((0, 0), (0, 0), (window.padding[0],) * 2, (window.padding[1],) * 2)
+    images, w = np.pad(x.numpy().astype(np.int64), pads), weights.numpy().astype(np.int64)
+    reach = [gap * (kernel - 1) + 1 for gap, kernel in zip(window.dilation, window.kernel, strict=True)]
+    tops = range(0, images.shape[2] - reach[0] + 1, window.stride[0])
+    lefts = range(0, images.shape[3] - reach[1] + 1, window.stride[1])
+    sums = np.empty((len(x), len(w), len(tops), len(lefts)), dtype=np.int64)
+    for row, top in enumerate(tops):
+        for column, left in enumerate(lefts):
+            under = images[:, :, top : top + reach[0], left : left + reach[1]]
+            under = under[:, :, :: window.dilation[0], :: window.dilation[1]]
+            sums[:, :, row, column] = np.einsum("ncyx,ocyx->no", under, w)
+    return sums
