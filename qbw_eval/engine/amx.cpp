@@ -18,6 +18,8 @@
 // With a factor of 2 the total is 2 * (sum of x * m) + (sum of x); the second is added up while copying. What follows is
 // done to the four before, between the multiplications, since other units of the CPU do it.
 //
+// Where a window is one pixel, and channels are whole slabs, tiles are read from the images themselves.
+//
 // Every operation in float32 is rounded by itself, in the order of `passes`; nothing is contracted (-ffp-contract=off).
 //
 // QBW_TILES: with AMX's instructions. Without it, plain loops do the same, slowly: for tests.
@@ -191,6 +193,7 @@ struct Line {
   int64_t first, last;        // the steps inside the image
   int64_t start;              // the number of its first pixel in the output
   int64_t images;             // that are there
+  int64_t count;              // pixels, of images that are not there too
   const int32_t *windows;     // the sums of activations under each pixel's window; with a factor of 2 only
 };
 
@@ -244,7 +247,7 @@ INLINE void finish_rows(const Call &call, const Places &places, Finishing &what,
       if (WIDE) sum = sum + sum + windows[number];
       Floats value = __builtin_convertvector(sum, Floats) * scale[column] + bias[column];
       if (ADD) value = value + loaded<Floats, WHOLE>(other + at, n);
-      if (relu) value = value <= zero ? zero : value;  // NaN stays
+      if (KIND != kLevels && relu) value = value <= zero ? zero : value;  // NaN stays; levels are not negative anyway
       if (KIND == kValues || (KIND == kAny && values)) stored<WHOLE>(values + at, value, n);
       if (KIND == kLevels || (KIND == kAny && first.rounding)) stored<WHOLE>(first.out + at, levels_of(value, first), n);
       if (KIND == kAny && second.rounding) stored<WHOLE>(second.out + at, levels_of(value, second), n);
@@ -279,6 +282,8 @@ Finish finish_of(const Call &call) {
 // --- how the work is cut up ------------------------------------------------------------------------------------------
 
 struct Plan {
+  bool direct;      // whether nothing is copied: a 1x1 convolution of whole slabs. All pixels are one image's then.
+  int64_t stride;   // bytes between a line's pixels
   int64_t pieces, slab, slabs, places_x;  // places_x: of a row of the window, of which a folded one has one
   int64_t phases, columns;                // of a row of the copy; columns are those of one phase
   int64_t together, groups;               // images
@@ -305,13 +310,37 @@ int64_t column_of(const Call &call, const Plan &plan, int64_t place) {
   return place % period_of(call) * plan.columns + place * call.dilation_x / call.stride_x;
 }
 
+bool is_direct(const Call &call) {
+  return call.kernel_y == 1 && call.kernel_x == 1 && call.stride_y == 1 && call.stride_x == 1 && !call.padding_y &&
+         !call.padding_x && call.channels % kSlab == 0;
+}
+
+// Cuts all pixels of all images into lines of whole pairs of tiles, an item each; there is one column, of one place.
+Plan direct_plan_of(const Call &call) {
+  Plan plan{};
+  const int64_t pixels = call.samples * call.down * call.across, pair = 2 * kLanes;
+  plan.direct = true;
+  plan.stride = call.channels;
+  plan.pieces = plan.places_x = plan.phases = plan.together = plan.rows = plan.strips = plan.of_set = 1;
+  plan.slab = plan.slab_bytes = kSlab;
+  plan.slabs = plan.steps = call.channels / kSlab;
+  plan.line = over(least(over(pixels, call.threads), most(pair, call.scratch / call.channels)), pair) * pair;
+  plan.line_room = plan.line;
+  plan.sets = plan.groups = over(pixels, plan.line);
+  plan.blocks = over(call.outputs, kLanes);
+  plan.chunks = least(over(plan.blocks, 2), over(call.threads, plan.sets));
+  return plan;
+}
+
 Plan plan_of(const Call &call) {
+  if (is_direct(call)) return direct_plan_of(call);
   Plan plan{};
   plan.pieces = call.folded ? call.kernel_x : 1;
   plan.places_x = call.folded ? 1 : call.kernel_x;
   const int64_t deep = plan.pieces * call.channels;
   plan.slab = deep < kSlab ? over(deep, 4) * 4 : kSlab;
   plan.slabs = over(deep, plan.slab);
+  plan.stride = plan.slab;
   plan.phases = least(plan.places_x, period_of(call));
   plan.columns = call.across + (plan.places_x - 1) * call.dilation_x / call.stride_x;
   // As few images together as fill tiles well, and pairs of them.
@@ -447,10 +476,10 @@ struct Workplace {
       at += static_cast<size_t>(over(count * static_cast<int64_t>(sizeof *pointer), 64) * 64);
     };
     const int64_t rows = plan.of_set * plan.group_rows, count = plan.of_set * plan.rows, wide = call.factor == 2;
-    take(copy, rows * plan.row_bytes + 2 * kLanes * kSlab);  // the last tile may reach beyond the last line
+    take(copy, (plan.direct ? 0 : rows * plan.row_bytes) + 2 * kLanes * plan.stride);  // tiles reach beyond lines
     take(pixels, wide * rows * plan.row_pixels);
     take(windows, wide * count * plan.line_room);
-    take(lines, count);
+    take(lines, count + plan.direct);
     take(sums[0], 4 * kLanes * kLanes);
     take(sums[1], 4 * kLanes * kLanes);
     take(steps, plan.steps);
@@ -528,6 +557,7 @@ int64_t prepare(const Call &call, const Plan &plan, int64_t set, int64_t strip, 
       line.last = end * of_row;
       line.start = (image * call.down + first_row + row) * call.across;
       line.images = images;
+      line.count = plan.line;
       line.windows = nullptr;
       if (call.factor == 2) {
         int32_t *windows = work.windows + lines * plan.line_room;
@@ -539,12 +569,27 @@ int64_t prepare(const Call &call, const Plan &plan, int64_t set, int64_t strip, 
   return lines;
 }
 
+// The same where nothing is copied but what would not fill the last tiles, which read beyond the last image.
+int64_t prepare_directly(const Call &call, const Plan &plan, int64_t set, Workplace &work) {
+  const int64_t pixels = call.samples * call.down * call.across, start = set * plan.line;
+  const int64_t all = least(plan.line, pixels - start), rest = all % (2 * kLanes);
+  const uint8_t *from = call.x + start * call.channels;
+  for (int64_t i = 0; call.factor == 2 && i < all; ++i) {
+    work.windows[i] = sum_of(from + i * call.channels, call.channels);
+  }
+  work.lines[0] = Line{from, 0, plan.steps, start, 1, all - rest, work.windows};
+  if (!rest) return 1;
+  std::memcpy(work.copy, from + (all - rest) * call.channels, static_cast<size_t>(rest * call.channels));
+  work.lines[1] = Line{work.copy, 0, plan.steps, start + all - rest, 1, rest, work.windows + (all - rest)};
+  return 2;
+}
+
 // Multiplies ROWS tiles of pixels by COLUMNS of weights, step by step, and goes on with what came before in between.
 template <int ROWS, int COLUMNS>
 INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line &line, const uint8_t *pixels,
                      const int64_t *steps, const int8_t *weights, int32_t *sums, const Call &call, const Places &places, Finish finish,
                      Finishing &before) {
-  const int64_t stride = plan.slab, tile = kLanes * plan.slab, block = plan.steps * tile;
+  const int64_t stride = plan.stride, tile = kLanes * plan.slab, block = plan.steps * tile;
   const int64_t count = line.last - line.first;
   const int64_t share = count ? over(before.end - before.next, count) : 0;
   TILE_ZERO(tiles, 0);
@@ -562,7 +607,7 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
       TILE_MULTIPLY(tiles, 1, 4, 7);
     }
     if (ROWS > 1) {
-      TILE_LOAD(tiles, 5, from + tile, stride);
+      TILE_LOAD(tiles, 5, from + kLanes * stride, stride);
       TILE_MULTIPLY(tiles, 2, 5, 6);
     }
     if (ROWS > 1 && COLUMNS > 1) TILE_MULTIPLY(tiles, 3, 5, 7);
@@ -578,7 +623,8 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
 
 void run_item(const Call &call, const Plan &plan, int64_t item, Tiles &tiles, Workplace &work, Finish finish) {
   const int64_t chunk = item % plan.chunks, strip = item / plan.chunks % plan.strips;
-  const int64_t lines = prepare(call, plan, item / plan.chunks / plan.strips, strip, work);
+  const int64_t set = item / plan.chunks / plan.strips;
+  const int64_t lines = plan.direct ? prepare_directly(call, plan, set, work) : prepare(call, plan, set, strip, work);
   const int64_t pairs = over(plan.blocks, 2);
   const Places places{work.pixel, work.image};
   Finishing before{};
@@ -588,10 +634,10 @@ void run_item(const Call &call, const Plan &plan, int64_t item, Tiles &tiles, Wo
     const int8_t *weights = call.weights + 2 * pair * plan.steps * kLanes * plan.slab;
     const int64_t columns = least(2, plan.blocks - 2 * pair);
     for (const Line *line = work.lines; line < work.lines + lines; ++line) {
-      for (int64_t from = 0; from < plan.line; from += 2 * kLanes) {
-        const uint8_t *pixels = line->pixels + from * plan.slab;
+      for (int64_t from = 0; from < line->count; from += 2 * kLanes) {
+        const uint8_t *pixels = line->pixels + from * plan.stride;
         int32_t *sums = work.sums[turn ^= 1];
-        const bool two = plan.line - from > kLanes;
+        const bool two = line->count - from > kLanes;
 #define MULTIPLY(ROWS, COLUMNS)                                                                                       \
   multiply<ROWS, COLUMNS>(tiles, plan, *line, pixels, work.steps, weights, sums, call, places, finish, before)
         if (two && columns == 2) {
@@ -604,7 +650,7 @@ void run_item(const Call &call, const Plan &plan, int64_t item, Tiles &tiles, Wo
           MULTIPLY(1, 1);
         }
 #undef MULTIPLY
-        const int64_t rows = least((two ? 2 : 1) * kLanes, plan.line - from);
+        const int64_t rows = least(2 * kLanes, line->count - from);
         before = Finishing{sums, 0, rows, from, 2 * pair * kLanes, columns, line};
       }
     }

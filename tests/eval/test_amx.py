@@ -6,7 +6,8 @@ No AMX is needed; where there is, its tiles are tried as well. What they would r
 import copy
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def assert_sums(found: Tensor, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
 
 
+@contextmanager
+def number_of_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # --- sums of integers -----------------------------------------------------------------------------------------------
 
 
@@ -118,13 +129,31 @@ def random_case(seed: int) -> tuple[Tensor, Tensor, Window]:
 def test_sums_are_those_of_integers(seed: int, kernel: AmxKernel) -> None:
     """In one piece or in strips; by one thread, or by more than there is work for."""
     x, weights, window = random_case(seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads((1, 2, 5)[seed % 3])
-    try:
+    with number_of_threads((1, 2, 5)[seed % 3]):
         found = plainly(with_scratch(kernel, TIGHT) if seed // 2 % 2 else kernel, x, weights, window)
-    finally:
-        torch.set_num_threads(threads)
     assert_sums(found, sums_of(x, weights, window))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "outputs", "threads", "scratch"),
+    [
+        ((2, 64, 5, 9), 17, 1, TIGHT),  # in lines of 32 pixels, the last of 26
+        ((3, 128, 7, 8), 40, 2, 2**20),  # two lines, one of 84 pixels and a rest
+        ((35, 192, 1, 1), 33, 1, 2**20),  # a linear layer
+        ((1, 64, 1, 3), 70, 4, 2**20),  # a rest alone, its outputs shared out
+        ((4, 64, 4, 4), 16, 1, 2**20),  # no rest
+    ],
+)
+def test_a_window_of_one_pixel_is_read_from_the_images_themselves(
+    shape: tuple[int, ...], outputs: int, threads: int, scratch: int, wide: bool, kernel: AmxKernel
+) -> None:
+    draw = np.random.default_rng(outputs)
+    x = torch.from_numpy(draw.integers(0, 256, shape, dtype=np.uint8))
+    weights = torch.from_numpy(draw.integers(-128, 128, (outputs, shape[1], 1, 1), dtype=np.int32)) * (1 + wide) + wide
+    with number_of_threads(threads):
+        found = plainly(with_scratch(kernel, scratch), x, weights, Window())
+    assert_sums(found, sums_of(x, weights, Window()))
 
 
 @pytest.mark.parametrize("magnitude", [(255, 255), (-255, 255), (-128, 127), (127, 127)])
@@ -166,12 +195,8 @@ def test_large_layers_are_cut_up_for_many_threads(kernel: AmxKernel) -> None:
     x = torch.from_numpy(draw.integers(0, 256, (9, 320, 2, 2), dtype=np.uint8))
     weights = torch.from_numpy(draw.integers(-128, 128, (290, 320, 3, 3), dtype=np.int32))
     window = Window((3, 3), padding=(1, 1))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
+    with number_of_threads(4):
         found = plainly(kernel, x, weights, window)
-    finally:
-        torch.set_num_threads(threads)
     expected = torch.nn.functional.conv2d(x.double(), weights.double(), padding=1)
     assert torch.equal(found.double(), expected)
 
@@ -420,9 +445,8 @@ def test_threads_are_torchs_own(kernel: AmxKernel) -> None:
         lines = Path("/proc/self/maps").read_text().splitlines()
         return {line.split()[-1] for line in lines if re.search(r"lib(gomp|omp|iomp)", line)}
 
-    threads, before = torch.get_num_threads(), libraries()
-    torch.set_num_threads(3)
-    try:
+    before = libraries()
+    with number_of_threads(3):
         torch.ones(2**18).exp()  # starts them
         running = len(list(Path("/proc/self/task").iterdir()))
         x, weights, window = random_case(2)
@@ -430,8 +454,6 @@ def test_threads_are_torchs_own(kernel: AmxKernel) -> None:
             plainly(kernel, x, weights, window)
             torch.ones(2**18).exp()
         assert len(list(Path("/proc/self/task").iterdir())) == running
-    finally:
-        torch.set_num_threads(threads)
     assert libraries() == before
 
 
@@ -450,7 +472,7 @@ def assembly(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_with_amx_it_multiplies_tiles_without_anything_else_on_the_way(assembly: str) -> None:
     """Between the first and the last of four multiplications nothing is stored, and tiles are loaded once each."""
-    inner = re.search(r"tdpbusd[^\n]*tmm0\n(.*?)tdpbusd[^\n]*tmm3\n", assembly, flags=re.DOTALL)
+    inner = re.search(r"tdpbusd[^\n]*tmm0\n((?:(?!tmm0\n).)*?)tdpbusd[^\n]*tmm3\n", assembly, flags=re.DOTALL)
     assert inner is not None
     assert len(re.findall("tdpbusd", inner[1])) == 2
     assert len(re.findall("tileloadd", inner[1])) == 2
