@@ -13,20 +13,47 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qbw_eval.engine.triton_kernels import EXACT, Rounding, Tile, Window, _convolution
-from qbw_eval.engine.tuning import Workload, candidates
+from qbw_eval.engine.tuning import Summand, Workload, candidates
 
 PROGRAMS = Path(triton.__file__).parent / "backends/nvidia/bin"
 """Where NVIDIA's compiler and its companions lie, which Triton brings along."""
 
-_ENDS = ((Rounding.NONE, True), (Rounding.CLIPPING, True), (Rounding.SCALED, False), (Rounding.NONE, False))
-"""How a convolution can end, and whether something is added before. A step takes what clipping does. Where something is
-added and nothing rounded, levels are written for two readers."""
+
+class End(NamedTuple):
+    """How a convolution can end.
+
+    Attributes:
+        rounding: of its value.
+        added: whether float32 is added before.
+        convolved: whether what is added is convolved in the same launch.
+    """
+
+    rounding: Rounding
+    added: bool = False
+    convolved: bool = False
+
+    @property
+    def beside(self) -> int:
+        """How often levels are written beside float32 values."""
+        return 2 if self.rounding is Rounding.NONE and (self.added or self.convolved) else 0
+
+
+_ENDS = (
+    End(Rounding.NONE, added=True),
+    End(Rounding.CLIPPING, added=True),
+    End(Rounding.NONE, convolved=True),
+    End(Rounding.CLIPPING, convolved=True),
+    End(Rounding.SCALED),
+    End(Rounding.NONE),
+)
+"""A step takes what clipping does."""
 
 _SAMPLES, _CHANNELS, _OUTPUTS = (1, 64), (64, 512), (64, 1024)
 _IMAGE = 14
@@ -60,43 +87,41 @@ class Compiled:
 
 def compiled_for(
     capability: int,
-    rounding: Rounding,
+    end: End,
     tile: Tile | None = None,
     *,
-    added: bool = True,
-    beside: int = 0,
     channels: int = 256,
     outputs: int = 256,
 ) -> Compiled:
-    """Compile the kernel with everything in it, but perhaps what is added.
+    """Compile the kernel for wide weights of 3x3 windows; what is added in the same launch has 1x1 windows.
 
     Args:
         capability: 80 for 8.0.
-        rounding: how it ends.
+        end: how it ends.
         tile: what is taken untuned if left out.
-        added: whether float32 is added before.
-        beside: how often levels are written beside float32 values.
         channels: of the images.
         outputs: channels of the result.
     """
     kernel = triton.jit(_convolution)
-    result = "u8" if rounding else "fp32"
+    result = "u8" if end.rounding else "fp32"
     limits = ("fp32", "i32", "u8")
-    pointers = ("u8", "i8", "i32", "i32", "fp32", "fp32", "fp32", result, "i32", *limits, *limits)
+    convolution = ("u8", "i8", "i32", "i32", "fp32", "fp32", "i32")
+    pointers = (*convolution, *convolution, "fp32", result, *limits, *limits)
     signature = {
         name: f"*{pointers[number]}" if number < len(pointers) else "i32"
         for number, name in enumerate(kernel.arg_names)
         if name.islower()
     }
-    geometry = (_IMAGE, _IMAGE, channels, outputs, _IMAGE, _IMAGE, 3, 3, 1, 1, 1, 1, 1, 1)
+    geometry = (_IMAGE, _IMAGE, channels, 3, 3, 1, 1, 1, 1, 1, 1, True)
+    geometry_too = (2 * _IMAGE, 2 * _IMAGE, channels, 1, 1, 2, 2, 0, 0, 1, 1, True)
     tile = tile or Tile()
     sizes = (tile.early, tile.pixels, tile.outputs, tile.channels)
-    along = [Rounding.CLIPPING] * beside
-    one, two, *_ = (*along, rounding, Rounding.NONE) if along else (rounding, Rounding.NONE)
-    settings = (*geometry, True, True, added, not rounding, int(one), int(two), True, *sizes)
+    one, two, *_ = (*[Rounding.CLIPPING] * end.beside, end.rounding, Rounding.NONE)
+    follows = (True, end.added, end.convolved, not end.rounding, int(one), int(two), True)
+    settings = (outputs, _IMAGE, _IMAGE, *geometry, *geometry_too, *follows, *sizes)
     names = [name for name in kernel.arg_names if name.isupper()]
     constants = {(kernel.arg_names.index(name),): value for name, value in zip(names, settings, strict=True)}
-    anywhere = ("choice", "row", "row_too")
+    anywhere = ("choice", "choice_too", "row", "row_too")
     aligned = [number for number, name in enumerate(kernel.arg_names[: len(pointers)]) if name not in anywhere]
     source = ASTSource(
         kernel,
@@ -109,17 +134,19 @@ def compiled_for(
     return Compiled(str(found.asm["ptx"]), found.asm["cubin"], int(found.metadata.shared))
 
 
-def tiles_and_ends(capability: int) -> Iterator[tuple[Tile, list[tuple[Rounding, bool]]]]:
+def tiles_and_ends(capability: int) -> Iterator[tuple[Tile, list[End]]]:
     """Yield every tile that is tried for convolutions small and large, with the ends that it is tried for."""
-    ends: dict[Tile, dict[tuple[Rounding, bool], None]] = {}
-    for rounding, added in _ENDS:
+    ends: dict[Tile, dict[End, None]] = {}
+    for end in _ENDS:
+        along = Summand(min(_CHANNELS), _IMAGE, _IMAGE, Window(), True) if end.convolved else None
         for samples in _SAMPLES:
             for channels in _CHANNELS:
                 for outputs in _OUTPUTS:
                     sizes = (samples, channels, _IMAGE, _IMAGE, outputs)
-                    work = Workload(*sizes, Window((3, 3), padding=(1, 1)), True, True, added, rounding)
+                    window = Window((3, 3), padding=(1, 1))
+                    work = Workload(*sizes, window, True, True, end.added, end.rounding, addend=along)
                     for tile in candidates(work, hopper=capability // 10 == 9):
-                        ends.setdefault(tile, {})[rounding, added] = None
+                        ends.setdefault(tile, {})[end] = None
     yield from ((tile, list(ends[tile])) for tile in sorted(ends))
 
 
@@ -127,12 +154,7 @@ def main(capabilities: Sequence[int]) -> None:
     """Print a line a tile."""
     for capability in capabilities:
         for tile, ends in tiles_and_ends(capability):
-            found = [
-                compiled_for(
-                    capability, rounding, tile, added=added, beside=2 if added and rounding is Rounding.NONE else 0
-                )
-                for rounding, added in ends
-            ]
+            found = [compiled_for(capability, end, tile) for end in ends]
             registers, spilled = (max(numbers) for numbers in zip(*(one.registers() for one in found), strict=True))
             shared = max(one.shared for one in found)
             sizes = f"{tile.pixels}x{tile.outputs}x{tile.channels}, {tile.warps} warps, {tile.stages} stages"

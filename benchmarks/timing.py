@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from qbw_eval.engine.gpu_clock import seconds_on_gpu
+
 Failed = Callable[[str, Exception], object]
 """Told of what failed, and how."""
 
@@ -89,17 +91,8 @@ def interleaved(
 
 
 def typical_seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of something short; on a GPU what passes there, by its events, with its L2 cache emptied.
-
-    Raises:
-        ImportError: on a GPU, where Triton, whose `do_bench` it is, is not installed.
-    """
+    """Return the median time of something short; on a GPU what passes there, with its L2 cache emptied."""
     if device.type != "cuda":
         action()
         return statistics.median(seconds(action) for _ in range(_SHORT_ROUNDS))
-    from triton.testing import do_bench  # optional, and slow to import
-
-    # Emptying the cache takes the GPU longer than launching takes the CPU, so that no launch is waited for.
-    with torch.cuda.device(device):
-        milliseconds: float = do_bench(action, warmup=10, rep=40, return_mode="median")
-    return milliseconds / 1000
+    return seconds_on_gpu(action, device)

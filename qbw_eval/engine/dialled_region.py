@@ -19,8 +19,8 @@ from qbw_eval.engine.convolutions import limits_of, rounding_for
 from qbw_eval.engine.integer_region import IntegerRegion
 from qbw_eval.engine.passes import PLAIN, rows_of, shaped
 from qbw_eval.engine.triton_arithmetic import TritonConvolution
-from qbw_eval.engine.triton_kernels import MOST_LEVELS, Epilogues, Levels, Rounding, WeightBank, rounded
-from qbw_eval.engine.walk import Bits, Ride, UnreplayableError
+from qbw_eval.engine.triton_kernels import MOST_LEVELS, Addend, Epilogues, Levels, Rounding, WeightBank, rounded
+from qbw_eval.engine.walk import Addition, Bits, Dialled, Ride, UnreplayableError
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, SwitchableBatchNorm2d
 
@@ -79,14 +79,42 @@ class DialledRegion:
         fits = form.integers and form.result is Rounding.NONE and isinstance(self._layer, QuantConv2d)
         return MOST_LEVELS if fits else 0
 
+    def adds(self, form: Hashable, summand: Dialled, of_summand: Hashable) -> bool:
+        """Return whether both are convolutions of integers, and the other's value nothing but that."""
+        assert isinstance(form, _Form)
+        return (
+            isinstance(summand, DialledRegion)
+            and form.integers
+            and of_summand == _Form(integers=True, input=Rounding.NONE, result=Rounding.NONE)
+            and self._region.region.other is not None
+            and summand._region.region.other is None
+            and not summand._region.region.relu
+            and all(isinstance(layer, QuantConv2d) for layer in (self._layer, summand._layer))
+        )
+
     def run_with(
-        self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None, rides: Sequence[Ride]
+        self,
+        inputs: Sequence[Any],
+        form: Hashable,
+        dial: Tensor,
+        out: Tensor | None,
+        rides: Sequence[Ride],
+        addition: Addition | None,
     ) -> tuple[Tensor, ...]:
         """Return the region's value, and the same rounded for those that read it."""
         assert isinstance(form, _Form)
         x, *others = inputs
         levels = [self._levels_of(ride, x) for ride in rides]
+        if addition is not None:
+            assert isinstance(addition.summand, DialledRegion)
+            others = [addition.summand._addend(addition.inputs[0], addition.dial, self._region.shape_for(x))]
         return (self._in_integers(x, others, form, dial, out, levels), *(each.out for each in levels))
+
+    def _addend(self, x: Tensor, dial: Tensor, shape: tuple[int, ...]) -> Addend:
+        """Return the convolution of an input x, for another region's launch to add to values of a shape."""
+        if self._region.shape_for(x) != shape:
+            raise UnreplayableError("it adds values of another shape")
+        return Addend(self._region.as_images(x), self._bank[0], self._epilogues, dial, self._convolution.window)
 
     def _levels_of(self, ride: Ride, x: Tensor) -> Levels:
         """Return what is written for a rider, for an input x."""
@@ -163,19 +191,21 @@ class DialledRegion:
     def _in_integers(
         self,
         x: Tensor,
-        others: Sequence[Tensor],
+        others: Sequence[Tensor | Addend],
         form: _Form,
         dial: Tensor,
         out: Tensor | None,
         levels: Sequence[Levels] = (),
     ) -> Tensor:
-        region = self._region
-        if others and (others[0].dtype, others[0].shape) != (torch.float32, region.shape_for(x)):
-            raise UnreplayableError("it adds values of another shape or kind")
+        region, other = self._region, others[0] if others else None
+        if isinstance(other, Tensor):
+            if (other.dtype, other.shape) != (torch.float32, region.shape_for(x)):
+                raise UnreplayableError("it adds values of another shape or kind")
+            other = region.as_images(other)
         y = self._convolution.launch(
             *(region.as_images(x), self._bank[0], self._epilogues, dial),
             relu=region.region.relu,
-            other=region.as_images(others[0]) if others else None,
+            other=other,
             rounding=form.result,
             out=out if isinstance(self._layer, QuantConv2d) else None,
             levels=levels,

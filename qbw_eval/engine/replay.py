@@ -17,7 +17,7 @@ What reads a value on the host, or is launched differently for other bits, canno
 so, and the caller walks.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.engine.walk import Bits, Carrier, Operation, Program, Ride, Rider, UnreplayableError
+from qbw_eval.engine.walk import Addition, Bits, Carrier, Operation, Program, Ride, Rider, UnreplayableError
 
 MOST_RECORDINGS = 64
 """Sets of operations that are recorded one by one; with more of them, each is from its first operation on."""
@@ -259,6 +259,7 @@ class _Track:
         self._recorded: dict[tuple[int, ...], Replayed] = {}
         self._computed: set[int] = set()
         self._riders = _riders_of(program, forms)
+        self._summands = _summands_of(program, forms)
         self._lane.follow()
         with self._lane.queue():
             self._dials = dials.clone()
@@ -267,9 +268,11 @@ class _Track:
                 leaf.copy_(tensor)
             self._values: list[Any] = [leaves]
             for number in range(1, len(program.operations) + 1):
+                if number in self._summands.values():  # computed with the sum, always, and kept nowhere
+                    self._values.append(None)
+                    continue
                 # Riders by themselves, too, as they run where their carrier is up to date.
-                value = self._compute_with_riders(number)[0] if number in self._riders else self._compute(number)
-                self._values.append(self._placed(number, value))
+                self._values.append(self._placed(number, self._compute_together(number)[0]))
         self.size: int = sum(self._values[number].nbytes for number in self._computed)
         if not isinstance(self._values[-1], Tensor):
             raise UnreplayableError("its result is no tensor")
@@ -300,37 +303,45 @@ class _Track:
     def _run(self, numbers: Sequence[int]) -> None:
         done: set[int] = set()
         for number in numbers:
-            if number in self._riders:  # which depend on whatever this does, and so are out of date as well
-                together = (number, *self._riders[number])
+            if number not in done:
+                # Riders depend on whatever this does, and so are out of date as well.
+                together = (number, *self._riders.get(number, ()))
                 done.update(together)
-                self._write(together, self._compute_with_riders(number))
-            elif number not in done:
-                self._write((number,), (self._compute(number),))
+                self._write(together, self._compute_together(number))
 
     def _write(self, numbers: Sequence[int], values: Sequence[Any]) -> None:
         for number, value in zip(numbers, values, strict=True):
             if value is not self._values[number]:
                 self._values[number].copy_(value)
 
-    def _compute(self, number: int) -> Any:
+    def _compute_together(self, number: int) -> tuple[Any, ...]:
+        """Return an operation's value, and those of its riders."""
         operation = self._program.operations[number - 1]
-        inputs = [self._values[position] for position in operation.inputs]
-        if operation.dialled is None:
+        dialled, inputs = operation.dialled, self._inputs(number)
+        if dialled is None:
             with _NoValueRead(operation):
-                return operation.compute(inputs, ())
-        return operation.dialled.run(inputs, self._forms[number - 1], self._dials[number - 1], self._place(number))
+                return (operation.compute(inputs, ()),)
+        form, dial, out = self._forms[number - 1], self._dials[number - 1], self._place(number)
+        if number not in self._riders and number not in self._summands:
+            return (dialled.run(inputs, form, dial, out),)
+        assert isinstance(dialled, Carrier)
+        rides = [self._ride(rider) for rider in self._riders.get(number, ())]
+        return dialled.run_with(inputs, form, dial, out, rides, self._addition(self._summands.get(number)))
 
-    def _compute_with_riders(self, number: int) -> tuple[Tensor, ...]:
-        operation = self._program.operations[number - 1]
-        inputs = [self._values[position] for position in operation.inputs]
-        assert isinstance(operation.dialled, Carrier)
-        rides = []
-        for other in self._riders[number]:
-            rider = self._program.operations[other - 1].dialled
-            assert isinstance(rider, Rider)
-            rides.append(Ride(rider, self._forms[other - 1], self._dials[other - 1], self._place(other)))
-        form, dial = self._forms[number - 1], self._dials[number - 1]
-        return operation.dialled.run_with(inputs, form, dial, self._place(number), rides)
+    def _inputs(self, number: int) -> list[Any]:
+        return [self._values[position] for position in self._program.operations[number - 1].inputs]
+
+    def _ride(self, number: int) -> Ride:
+        rider = self._program.operations[number - 1].dialled
+        assert isinstance(rider, Rider)
+        return Ride(rider, self._forms[number - 1], self._dials[number - 1], self._place(number))
+
+    def _addition(self, number: int | None) -> Addition | None:
+        if number is None:
+            return None
+        summand = self._program.operations[number - 1].dialled
+        assert summand is not None
+        return Addition(summand, self._inputs(number), self._forms[number - 1], self._dials[number - 1])
 
     def _place(self, number: int) -> Tensor | None:
         """Return where a value lies, once it has a place."""
@@ -443,6 +454,24 @@ def _riders_of(program: Program, forms: Forms) -> dict[int, tuple[int, ...]]:
         if isinstance(carrier, Carrier) and len(others) < carrier.carries(forms[source - 1]):
             riders[source] = (*others, number)
     return riders
+
+
+def _summands_of(program: Program, forms: Forms) -> dict[int, int]:
+    """Return which operations compute their last input along, and which one that is: nobody else reads it."""
+    readers = Counter(source for operation in program.operations for source in set(operation.inputs))
+    summands: dict[int, int] = {}
+    for number, operation in enumerate(program.operations, start=1):
+        source = operation.inputs[-1] if len(operation.inputs) > 1 else 0
+        carrier, summand = operation.dialled, program.operations[source - 1].dialled if source else None
+        if (
+            isinstance(carrier, Carrier)
+            and summand is not None
+            and readers[source] == operation.inputs.count(source) == 1
+            and source not in summands
+            and carrier.adds(forms[number - 1], summand, forms[source - 1])
+        ):
+            summands[number] = source
+    return summands
 
 
 def _dial(operation: Operation, bits: Bits) -> tuple[int, int]:

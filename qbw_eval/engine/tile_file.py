@@ -23,7 +23,7 @@ Tiles = Mapping[str, Tile]
 
 _FORMAT: Final = 1
 _MOST_TILES: Final = 4096
-_LONGEST_NAME: Final = 200  # characters
+_LONGEST_NAME: Final = 400  # characters
 _LARGEST_NUMBER: Final = 4096
 _MAX_BYTES: Final = 2**21  # more than so many tiles with such names take
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from qbw_eval.engine.convolutions import Affine, SplitOf, limits_of, rounding_fo
 from qbw_eval.engine.packing import Split, split_weights
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.triton_kernels import (
+    Addend,
     Epilogues,
     Levels,
     Rounding,
@@ -146,28 +147,33 @@ class TritonConvolution:
         choice: Tensor,
         *,
         relu: bool,
-        other: Tensor | None,
+        other: Tensor | Addend | None,
         rounding: Rounding,
         out: Tensor | None = None,
         levels: Sequence[Levels] = (),
     ) -> Tensor:
         """Return what `triton_kernels.convolve` does, with the fastest tile; the first launch of its kind is tuned."""
-        window = window_of(self._layer)
         convolved = partial(
-            convolve, bank=bank, epilogues=epilogues, choice=choice, window=window, relu=relu, rounding=rounding
+            convolve, bank=bank, epilogues=epilogues, choice=choice, window=self.window, relu=relu, rounding=rounding
         )
+        own = Addend(images, bank, epilogues, choice, self.window)
         besides = tuple(each.rounding for each in levels)
-        workload = workload_of(
-            images, bank, window, relu=relu, added=other is not None, rounding=rounding, levels=besides
-        )
+        workload = workload_of(own, relu=relu, other=other, rounding=rounding, levels=besides)
 
         def try_with(tile: Tile) -> list[Tensor]:
             few = workload.samples
             beside = [replace(each, out=torch.empty_like(each.out[:few])) for each in levels]
-            value = convolved(images[:few], other=None if other is None else other[:few], tile=tile, levels=beside)
+            added = replace(other, x=other.x[:few]) if isinstance(other, Addend) else other
+            added = added[:few] if isinstance(added, Tensor) else added
+            value = convolved(images[:few], other=added, tile=tile, levels=beside)
             return [value, *(each.out for each in beside)]
 
         return convolved(images, other=other, tile=self._tuner.tile(workload, try_with), out=out, levels=levels)
+
+    @cached_property
+    def window(self) -> Window:
+        """What the layer slides over its images."""
+        return window_of(self._layer)
 
     def _make_bank(self) -> tuple[tuple[WeightBank, tuple[int, ...]], int]:
         with restored(self._layer):  # on the CPU it is the network's own, whose bits others may look at
@@ -199,7 +205,8 @@ def why_not_on(device: torch.device) -> str | None:
         exact = (
             _exact(device, 255, 127, Rounding.NONE, Tile())
             and all(_exact(device, 255, 255, how) for how in Rounding)
-            and all(_exact_beside(device, early=early) for early in (False, True))
+            and all(_exact_beside(device, convolved=False, early=early) for early in (False, True))
+            and _exact_beside(device, convolved=True, early=False)
             and all(_rounds_exactly(device, unit) for unit in _TRIED_UNITS)
         )
     except Exception as error:  # whatever a compiler, a driver or a device may say
@@ -225,35 +232,43 @@ def _rounds_exactly(device: torch.device, unit: float) -> bool:
     )
 
 
-def _exact_beside(device: torch.device, *, early: bool) -> bool:
+def _exact_beside(device: torch.device, *, convolved: bool, early: bool) -> bool:
     """Compare what is added, and the levels that two readers get of the sum, with what they must be."""
     generator = torch.Generator().manual_seed(0)
     cl = torch.channels_last
-    x = torch.randint(0, 256, (2, 40, 5, 5), generator=generator, dtype=torch.uint8).contiguous(memory_format=cl)
-    weights = torch.randint(-128, 128, (20, 40, 1, 1), generator=generator, dtype=torch.int32)
-    other = torch.randn((2, 20, 5, 5), generator=generator).contiguous(memory_format=cl)
-    split = split_weights(weights, 255, pairs_saturate=False)
-    assert split is not None
     scale, rows = 2.0**-16, (((1, 20), 2.0**-16), ((1, 20), 0.0), ((1, 2), 0.0))
+
+    def addend(channels: int, window: Window) -> tuple[Addend, Tensor]:
+        """Return a convolution to (2, 20, 5, 5) on the device, and its values."""
+        size = 4 * window.stride[0] + 1
+        x = torch.randint(0, 256, (2, channels, size, size), generator=generator, dtype=torch.uint8)
+        weights = torch.randint(-128, 128, (20, channels, *window.kernel), generator=generator, dtype=torch.int32)
+        split = split_weights(weights, 255, pairs_saturate=False)
+        assert split is not None
+        epilogues = Epilogues(*(torch.full(shape, value, device=device) for shape, value in rows))
+        choice = torch.zeros(2, dtype=torch.int32, device=device)
+        bank = weight_bank([split], device)
+        sums = torch.nn.functional.conv2d(
+            x.double(), weights.double(), stride=window.stride, padding=window.padding
+        ).float()
+        return Addend(x.contiguous(memory_format=cl).to(device), bank, epilogues, choice, window), sums * scale
+
+    own, values = addend(40, Window())
+    along, added = addend(33, Window((3, 3), (2, 2), (1, 1)))
     units = torch.tensor([[15.0, 0.7], [255.0, 0.01]])
     beside = [
         Levels(how, units.to(device), torch.tensor([row], dtype=torch.int32, device=device), out)
         for row, how in enumerate((Rounding.CLIPPING, Rounding.STEP))
-        for out in [torch.empty_like(other, dtype=torch.uint8, device=device)]
+        for out in [torch.empty((2, 20, 5, 5), dtype=torch.uint8, device=device, memory_format=cl)]
     ]
     found = convolve(
-        x.to(device),
-        weight_bank([split], device),
-        Epilogues(*(torch.full(shape, value, device=device) for shape, value in rows)),
-        torch.zeros(2, dtype=torch.int32, device=device),
-        Window(),
+        *(own.x, own.bank, own.epilogues, own.choice, own.window),
         relu=True,
-        other=other.to(device),
+        other=along if convolved else added.contiguous(memory_format=cl).to(device),
         tile=Tile(16, 16, 32, early=early),
         levels=beside,
     )
-    sums = torch.nn.functional.conv2d(x.double(), weights.double()).float()
-    value = (sums * scale + other).relu()
+    value = (values + added).relu()
     levels = [
         by(value, unit, largest)
         for by, (largest, unit) in zip((PLAIN.levels_by_clipping, PLAIN.levels_by_step), units, strict=True)

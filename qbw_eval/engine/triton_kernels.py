@@ -136,6 +136,22 @@ class Epilogues:
     limits: Tensor
 
 
+@dataclass(frozen=True)
+class Addend:
+    """A convolution whose values another one of as many pixels and outputs adds to its own, in the same launch.
+
+    Attributes:
+        x: (N, in, H, W) uint8 in channels_last.
+        bank, epilogues, choice, window: as in `convolve`; it is neither rounded nor clipped.
+    """
+
+    x: Tensor
+    bank: WeightBank
+    epilogues: Epilogues
+    choice: Tensor
+    window: Window
+
+
 def weight_bank(splits: list[Split], device: torch.device) -> WeightBank:
     """Return weights of equal shape (out, in, kh, kw) as a bank; none of `splits` has a low part of several outputs."""
     high = torch.stack([split.parts[: split.outputs] for split in splits])  # (bitwidths, out, in, kh, kw)
@@ -154,7 +170,7 @@ def convolve(
     window: Window,
     *,
     relu: bool = False,
-    other: Tensor | None = None,
+    other: Tensor | Addend | None = None,
     rounding: Rounding = Rounding.NONE,
     tile: Tile | None = None,
     out: Tensor | None = None,
@@ -169,7 +185,7 @@ def convolve(
         choice: (2,) int32 on the device: which bitwidth of `bank`, which way of `epilogues`.
         window: the geometry; `window.kernel` is that of the weights.
         relu: replace negative values by zero, before rounding.
-        other: (N, out, H', W') float32 in channels_last, added before that.
+        other: (N, out, H', W') float32 in channels_last, added before that; or the convolution that leads to it.
         rounding: what becomes of the value.
         tile: how the work is cut up; what is thought best if left out.
         out: what is returned, filled; a new tensor if left out.
@@ -185,16 +201,18 @@ def convolve(
     assert len(levels) <= (MOST_LEVELS if rounding is Rounding.NONE else 0)
     own = Levels(rounding, epilogues.limits, choice[1:], out)
     one, two, *_ = (*levels, own, own)
+    first = Addend(x, bank, epilogues, choice, window)
+    second = other if isinstance(other, Addend) else first
+    added = other if isinstance(other, Tensor) else epilogues.scales
     if pixels:
-        tile = tile or best_tile(x.device, pixels, outputs, channels)
+        fewest = min(channels, second.x.shape[1])
+        tile = tile or best_tile(x.device, pixels, outputs, fewest, along=second is other)
         _launch(
             *(_convolution, (-(-pixels // tile.pixels) * -(-outputs // tile.outputs),)),
-            *(x, bank.weights, bank.corrections, bank.factors),
-            *(epilogues.scales, epilogues.biases, epilogues.scales if other is None else other, out, choice),
+            *(*_tensors_of(first), *_tensors_of(second), added, out),
             *(one.limits, one.row, one.out, two.limits, two.row, two.out, pixels),
-            *(height, width, channels, outputs, down, across),
-            *(*window.kernel, *window.stride, *window.padding, *window.dilation),
-            *(bank.wide, relu, other is not None, rounding is Rounding.NONE),
+            *(outputs, down, across, *_sizes_of(first), *_sizes_of(second)),
+            *(relu, other is added, second is other, rounding is Rounding.NONE),
             *(int(one.rounding), int(two.rounding if len(levels) > 1 else Rounding.NONE), x.is_cuda, tile.early),
             *(tile.pixels, tile.outputs, tile.channels),
             num_warps=tile.warps,
@@ -203,9 +221,28 @@ def convolve(
     return out
 
 
-def best_tile(device: torch.device, pixels: int, outputs: int, channels: int) -> Tile:
-    """Return how to cut a convolution up: no larger than it is; for the interpreter, into as few pieces as possible."""
-    most = (128, 64, 64) if device.type == "cuda" else (1024, 256, 256)
+def _tensors_of(one: Addend) -> tuple[Tensor, ...]:
+    bank, epilogues = one.bank, one.epilogues
+    return one.x, bank.weights, bank.corrections, bank.factors, epilogues.scales, epilogues.biases, one.choice
+
+
+def _sizes_of(one: Addend) -> tuple[int, ...]:
+    window = one.window
+    sizes = (*window.kernel, *window.stride, *window.padding, *window.dilation)
+    return (*one.x.shape[2:], one.x.shape[1], *sizes, one.bank.wide)
+
+
+def best_tile(device: torch.device, pixels: int, outputs: int, channels: int, *, along: bool = False) -> Tile:
+    """Return how to cut a convolution up: no larger than it is; for the interpreter, into as few pieces as possible.
+
+    Args:
+        device: where it runs.
+        pixels: of the result.
+        outputs: channels of the result.
+        channels: of the images; the fewest, where there are others.
+        along: whether another one is computed along, whose values take registers.
+    """
+    most = (64 if along else 128, 64, 64) if device.type == "cuda" else (1024, 256, 256)
     rows, columns, depth = (triton.next_power_of_2(size) for size in (pixels, outputs, channels))
     return Tile(
         pixels=max(SMALLEST, min(most[0], rows)),
@@ -245,11 +282,12 @@ def _launcher(kernel: Any, device: str) -> Any:
 
     Neither how many pixels there are nor where in a table a launch looks is worth compiling anew for.
     """
-    if device == "cpu":  # the interpreter calls what is no kernel as it is
-        inside = {name: value.fn for name, value in kernel.__globals__.items() if isinstance(value, JITFunction)}
+    if device == "cpu":  # where what a kernel calls is interpreted, too
+        called = {name: value.fn for name, value in kernel.__globals__.items() if isinstance(value, JITFunction)}
+        inside = {name: InterpretedFunction(function) for name, function in called.items()}
         return InterpretedFunction(FunctionType(kernel.__code__, kernel.__globals__ | inside, kernel.__name__))
     names = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
-    anywhere = [name for name in ("choice", "row", "row_too") if name in names]
+    anywhere = [name for name in ("choice", "choice_too", "row", "row_too") if name in names]
     any_number = [name for name in ("pixels",) if name in names]
     return triton.jit(kernel, do_not_specialize=any_number, do_not_specialize_on_alignment=anywhere)
 
@@ -277,29 +315,24 @@ def _levels_of(
     return (value + HALF).to(tl.int32, bitcast=True).to(tl.uint8)  # the last digits of the significand
 
 
-def _convolution(
+@triton.jit  # type: ignore[untyped-decorator]  # Triton leaves it untyped
+def _values_of(
     x: tl.tensor,
     weights: tl.tensor,
     corrections: tl.tensor,
     factors: tl.tensor,
     scales: tl.tensor,
     biases: tl.tensor,
-    other: tl.tensor,
-    out: tl.tensor,
     choice: tl.tensor,
-    limits: tl.tensor,
-    row: tl.tensor,
-    levels: tl.tensor,
-    limits_too: tl.tensor,
-    row_too: tl.tensor,
-    levels_too: tl.tensor,
+    pixel: tl.tensor,
+    output: tl.tensor,
     pixels: tl.tensor,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    IN: tl.constexpr,
     OUT: tl.constexpr,
     DOWN: tl.constexpr,
     ACROSS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    IN: tl.constexpr,
     KERNEL_Y: tl.constexpr,
     KERNEL_X: tl.constexpr,
     STRIDE_Y: tl.constexpr,
@@ -309,27 +342,13 @@ def _convolution(
     DILATION_Y: tl.constexpr,
     DILATION_X: tl.constexpr,
     WIDE: tl.constexpr,
-    RELU: tl.constexpr,
-    ADD: tl.constexpr,
-    VALUES: tl.constexpr,
-    ROUNDING: tl.constexpr,
-    ROUNDING_TOO: tl.constexpr,
-    FUSED: tl.constexpr,
-    EARLY: tl.constexpr,
     PIXELS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     CHANNELS: tl.constexpr,
-) -> None:
+) -> tl.tensor:
     bank = tl.load(choice)
     way = tl.load(choice + 1)
-    # Programs that follow each other read the same images, which come out of the L2 cache then.
-    start = tl.program_id(0) // ((OUT + OUTPUTS - 1) // OUTPUTS) * PIXELS
-    pixel = start + tl.arange(0, PIXELS)
-    output = tl.program_id(0) % ((OUT + OUTPUTS - 1) // OUTPUTS) * OUTPUTS + tl.arange(0, OUTPUTS)
     here = output < OUT
-    mask = (pixel < pixels)[:, None] & here[None, :]
-    at = tl.arange(0, PIXELS)[:, None] * OUT + output[None, :]  # from the program's first pixel on
-    first = start.to(tl.int64) * OUT  # from here on offsets may exceed 2**31
     top = pixel % (DOWN * ACROSS) // ACROSS * STRIDE_Y - PADDING_Y
     left = pixel % ACROSS * STRIDE_X - PADDING_X
     corner = (((pixel // (DOWN * ACROSS)).to(tl.int64) * HEIGHT + top) * WIDTH + left) * IN
@@ -338,8 +357,6 @@ def _convolution(
     pieces: tl.constexpr = (IN + CHANNELS - 1) // CHANNELS
     sums = tl.full((PIXELS, OUTPUTS), 0, tl.int32)
     plain = tl.full((PIXELS, 16), 0, tl.int32)  # of activations alone, the same in all 16 columns
-    if ADD and EARLY:
-        added = tl.load(other + first + at, mask=mask, other=0.0)
     for step in range(0, KERNEL_Y * KERNEL_X * pieces):
         place = step // pieces
         channel = step % pieces * CHANNELS + tl.arange(0, CHANNELS)
@@ -376,10 +393,96 @@ def _convolution(
     sums += tl.load(corrections + bank * OUT + output, mask=here, other=0)[None, :]
     scale = tl.load(scales + way * OUT + output, mask=here, other=0.0)
     bias = tl.load(biases + way * OUT + output, mask=here, other=0.0)
-    value = sums.to(tl.float32) * scale[None, :] + bias[None, :]
-    if ADD:
-        if not EARLY:
-            added = tl.load(other + first + at, mask=mask, other=0.0)
+    return sums.to(tl.float32) * scale[None, :] + bias[None, :]
+
+
+def _convolution(
+    x: tl.tensor,
+    weights: tl.tensor,
+    corrections: tl.tensor,
+    factors: tl.tensor,
+    scales: tl.tensor,
+    biases: tl.tensor,
+    choice: tl.tensor,
+    x_too: tl.tensor,
+    weights_too: tl.tensor,
+    corrections_too: tl.tensor,
+    factors_too: tl.tensor,
+    scales_too: tl.tensor,
+    biases_too: tl.tensor,
+    choice_too: tl.tensor,
+    other: tl.tensor,
+    out: tl.tensor,
+    limits: tl.tensor,
+    row: tl.tensor,
+    levels: tl.tensor,
+    limits_too: tl.tensor,
+    row_too: tl.tensor,
+    levels_too: tl.tensor,
+    pixels: tl.tensor,
+    OUT: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    IN: tl.constexpr,
+    KERNEL_Y: tl.constexpr,
+    KERNEL_X: tl.constexpr,
+    STRIDE_Y: tl.constexpr,
+    STRIDE_X: tl.constexpr,
+    PADDING_Y: tl.constexpr,
+    PADDING_X: tl.constexpr,
+    DILATION_Y: tl.constexpr,
+    DILATION_X: tl.constexpr,
+    WIDE: tl.constexpr,
+    HEIGHT_TOO: tl.constexpr,
+    WIDTH_TOO: tl.constexpr,
+    IN_TOO: tl.constexpr,
+    KERNEL_Y_TOO: tl.constexpr,
+    KERNEL_X_TOO: tl.constexpr,
+    STRIDE_Y_TOO: tl.constexpr,
+    STRIDE_X_TOO: tl.constexpr,
+    PADDING_Y_TOO: tl.constexpr,
+    PADDING_X_TOO: tl.constexpr,
+    DILATION_Y_TOO: tl.constexpr,
+    DILATION_X_TOO: tl.constexpr,
+    WIDE_TOO: tl.constexpr,
+    RELU: tl.constexpr,
+    ADD: tl.constexpr,
+    CONVOLVED: tl.constexpr,
+    VALUES: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    ROUNDING_TOO: tl.constexpr,
+    FUSED: tl.constexpr,
+    EARLY: tl.constexpr,
+    PIXELS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
+    # Programs that follow each other read the same images, which come out of the L2 cache then.
+    start = tl.program_id(0) // ((OUT + OUTPUTS - 1) // OUTPUTS) * PIXELS
+    pixel = start + tl.arange(0, PIXELS)
+    output = tl.program_id(0) % ((OUT + OUTPUTS - 1) // OUTPUTS) * OUTPUTS + tl.arange(0, OUTPUTS)
+    mask = (pixel < pixels)[:, None] & (output < OUT)[None, :]
+    at = tl.arange(0, PIXELS)[:, None] * OUT + output[None, :]  # from the program's first pixel on
+    first = start.to(tl.int64) * OUT  # from here on offsets may exceed 2**31
+    if ADD and EARLY:
+        added = tl.load(other + first + at, mask=mask, other=0.0)
+    if CONVOLVED:
+        added = _values_of(
+            *(x_too, weights_too, corrections_too, factors_too, scales_too, biases_too, choice_too),
+            *(pixel, output, pixels, OUT, DOWN, ACROSS, HEIGHT_TOO, WIDTH_TOO, IN_TOO, KERNEL_Y_TOO, KERNEL_X_TOO),
+            *(STRIDE_Y_TOO, STRIDE_X_TOO, PADDING_Y_TOO, PADDING_X_TOO, DILATION_Y_TOO, DILATION_X_TOO),
+            *(WIDE_TOO, PIXELS, OUTPUTS, CHANNELS),
+        )
+    value = _values_of(
+        *(x, weights, corrections, factors, scales, biases, choice, pixel, output, pixels, OUT, DOWN, ACROSS),
+        *(HEIGHT, WIDTH, IN, KERNEL_Y, KERNEL_X, STRIDE_Y, STRIDE_X, PADDING_Y, PADDING_X, DILATION_Y, DILATION_X),
+        *(WIDE, PIXELS, OUTPUTS, CHANNELS),
+    )
+    if ADD and not EARLY:
+        added = tl.load(other + first + at, mask=mask, other=0.0)
+    if ADD or CONVOLVED:
         value = value + added
     if RELU:
         value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)

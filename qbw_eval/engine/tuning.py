@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ import torch
 import triton
 from torch import Tensor
 from triton.errors import TritonError
-from triton.testing import do_bench
 
 from qbw_eval.engine import tile_file, triton_kernels
+from qbw_eval.engine.gpu_clock import seconds_on_gpu
 from qbw_eval.engine.tile_file import TileFile
-from qbw_eval.engine.triton_kernels import SMALLEST, Rounding, Tile, WeightBank, Window
+from qbw_eval.engine.triton_kernels import SMALLEST, Addend, Rounding, Tile, Window
 from qbw_eval.memory import is_out_of_memory
 from schemas.errors import QBWError
 
@@ -39,6 +39,16 @@ _TILES = (
 )
 _WITH_ADDITION = tuple(
     tile._replace(early=early) for tile in (Tile(64, 64, 64), Tile(128, 32, 64)) for early in (False, True)
+)
+_WITH_CONVOLUTION = (
+    Tile(64, 64, 64),
+    Tile(64, 64, 128, warps=4, stages=3),
+    Tile(64, 128, 64, warps=8),
+    Tile(128, 64, 64, warps=8),
+    Tile(128, 32, 64),
+    Tile(64, 32, 128),
+    Tile(32, 64, 128),
+    Tile(32, 32, 128),
 )
 _WITHOUT_ADDITION = (Tile(128, 64, 128, warps=4, stages=3), Tile(128, 128, 128, warps=8, stages=3))
 """What is tried: what some layer of ResNet-18 or ResNet-50 was fastest with on a GPU of compute capability 9, and
@@ -63,8 +73,6 @@ programs in a row, and takes 64 MiB as float32."""
 WORTH = 2**28
 """Multiply-accumulates: fewer take a GPU a few microseconds with any tile, and trying them would take longer."""
 
-_WARM_UP_MS, _TIMED_MS = 5, 20
-
 Launch = Callable[[], object]
 
 
@@ -76,6 +84,22 @@ class InexactTileError(RuntimeError):
     """A tile gives other bits than another."""
 
 
+class Summand(NamedTuple):
+    """A convolution that is computed along, to be added: its images and weights."""
+
+    channels: int
+    height: int
+    width: int
+    window: Window
+    wide: bool
+
+    @property
+    def name(self) -> str:
+        """It in words."""
+        wide = ", wide" if self.wide else ""
+        return f"{self.channels}x{self.height}x{self.width}, {_in_words(self.window)}{wide}"
+
+
 class Workload(NamedTuple):
     """What a tile is tuned for.
 
@@ -83,8 +107,9 @@ class Workload(NamedTuple):
         samples: images, rounded up to a power of 2, but no more than `_MOST_VALUES` allow.
         channels, height, width: of the images.
         outputs, window, wide: of the weights.
-        relu, added, rounding: what follows.
+        relu, added, rounding: what follows; whether float32 is added that lies in memory.
         levels: how each of what is written besides is rounded.
+        addend: what is convolved along, to be added.
     """
 
     samples: int
@@ -98,6 +123,7 @@ class Workload(NamedTuple):
     added: bool
     rounding: Rounding
     levels: tuple[Rounding, ...] = ()
+    addend: "Summand | None" = None
 
     @property
     def pixels(self) -> int:
@@ -107,7 +133,10 @@ class Workload(NamedTuple):
     @property
     def work(self) -> int:
         """Multiply-accumulates."""
-        return self.pixels * self.outputs * self.channels * math.prod(self.window.kernel)
+        window = self.channels * math.prod(self.window.kernel)
+        if self.addend is not None:
+            window += self.addend.channels * math.prod(self.addend.window.kernel)
+        return self.pixels * self.outputs * window
 
     @property
     def name(self) -> str:
@@ -117,24 +146,35 @@ class Workload(NamedTuple):
         '64x3x32x30 to 16, kernel 3x3, stride 2x2, padding 1x1, dilation 1x1, wide, relu, scaled'
         """
         sizes = f"{self.samples}x{self.channels}x{self.height}x{self.width} to {self.outputs}"
-        window = [f"{what} {down}x{across}" for what, (down, across) in self.window._asdict().items()]
         follows = [what for what in ("wide", "relu", "added") if getattr(self, what)]
         besides = [f"levels by {each.name.lower()}" for each in self.levels]
-        return ", ".join([sizes, *window, *follows, self.rounding.name.lower(), *besides])
+        along = [] if self.addend is None else [f"plus {self.addend.name}"]
+        return ", ".join([sizes, _in_words(self.window), *follows, self.rounding.name.lower(), *besides, *along])
+
+
+def _in_words(window: Window) -> str:
+    return ", ".join(f"{what} {down}x{across}" for what, (down, across) in window._asdict().items())
 
 
 def workload_of(
-    images: Tensor,
-    bank: WeightBank,
-    window: Window,
+    own: Addend,
     *,
     relu: bool,
-    added: bool,
+    other: Tensor | Addend | None,
     rounding: Rounding,
     levels: tuple[Rounding, ...] = (),
 ) -> Workload:
-    """Return the workload of a convolution; see `triton_kernels.convolve`."""
-    return _workload(images.shape, bank.weights.shape[1], window, bank.wide, relu, added, rounding, levels)
+    """Return the workload of a convolution and what follows it; see `triton_kernels.convolve`."""
+    along = _summand(other.x.shape, other.window, other.bank.wide) if isinstance(other, Addend) else None
+    added = isinstance(other, Tensor)
+    bank = own.bank
+    return _workload(own.x.shape, bank.weights.shape[1], own.window, bank.wide, relu, added, rounding, levels, along)
+
+
+@lru_cache(maxsize=1024)
+def _summand(shape: torch.Size, window: Window, wide: bool) -> Summand:
+    _, channels, height, width = shape
+    return Summand(channels, height, width, window, wide)
 
 
 @lru_cache(maxsize=1024)  # every launch asks
@@ -147,11 +187,12 @@ def _workload(
     added: bool,
     rounding: Rounding,
     levels: tuple[Rounding, ...],
+    addend: Summand | None,
 ) -> Workload:
     samples, channels, height, width = shape
     most = max(1, _MOST_VALUES // max(1, outputs * math.prod(window.over(height, width))))
     samples = min(_power_of_2(samples), 2 ** (most.bit_length() - 1))
-    return Workload(samples, channels, height, width, outputs, window, wide, relu, added, rounding, levels)
+    return Workload(samples, channels, height, width, outputs, window, wide, relu, added, rounding, levels, addend)
 
 
 def candidates(workload: Workload, *, hopper: bool) -> list[Tile]:
@@ -162,8 +203,8 @@ def candidates(workload: Workload, *, hopper: bool) -> list[Tile]:
         hopper: whether the device is of compute capability 9.
     """
     unadded = _WITHOUT_ADDITION_ON_HOPPER if hopper else _WITHOUT_ADDITION
-    more = _WITH_ADDITION if workload.added else unadded
-    untuned, *others = dict.fromkeys(_cut(tile, workload) for tile in (*_TILES, *more))
+    tiles = _WITH_CONVOLUTION if workload.addend else (*_TILES, *(_WITH_ADDITION if workload.added else unadded))
+    untuned, *others = dict.fromkeys(_cut(tile, workload) for tile in tiles)
     usual = _programs(untuned, workload)
     few, many = min(_FEW, usual), max(_MANY, 2 * usual)
     return [untuned, *(tile for tile in others if few <= _programs(tile, workload) <= many)]
@@ -171,10 +212,11 @@ def candidates(workload: Workload, *, hopper: bool) -> list[Tile]:
 
 def _cut(tile: Tile, workload: Workload) -> Tile:
     """Return a tile that is no larger than the workload, as far as tensor cores go."""
+    channels = min(each.channels for each in (workload, workload.addend) if each is not None)
     return tile._replace(
         pixels=max(SMALLEST, min(tile.pixels, _power_of_2(workload.pixels))),
         outputs=max(SMALLEST, min(tile.outputs, _power_of_2(workload.outputs))),
-        channels=max(2 * SMALLEST, min(tile.channels, _power_of_2(workload.channels))),
+        channels=max(2 * SMALLEST, min(tile.channels, _power_of_2(channels))),
     )
 
 
@@ -308,13 +350,9 @@ def bench_on(device: torch.device) -> Bench | None:
     if device.type != "cuda":
         return None
 
-    def seconds(launch: Launch) -> float:
-        with torch.cuda.device(device):  # events are recorded on the current device
-            return float(do_bench(launch, warmup=_WARM_UP_MS, rep=_TIMED_MS, return_mode="median")) / 1000
-
     capability = torch.cuda.get_device_capability(device)
     return Bench(
-        seconds=seconds,
+        seconds=partial(seconds_on_gpu, device=device),
         capturing=torch.cuda.is_current_stream_capturing,
         hopper=capability[0] == 9,
         file=TileFile(tile_file.cache_folder(), identity_of(torch.cuda.get_device_name(device), capability)),

@@ -81,18 +81,56 @@ class Ride(NamedTuple):
     out: Tensor | None
 
 
+class Addition(NamedTuple):
+    """What a launch is asked to compute first, and to add; nobody else needs its value.
+
+    Attributes:
+        summand: the operation.
+        inputs: their values.
+        form: of its bits.
+        dial: (2,) int32 on the device.
+    """
+
+    summand: Dialled
+    inputs: Sequence[Any]
+    form: Hashable
+    dial: Tensor
+
+
 @runtime_checkable
 class Carrier(Dialled, Protocol):
-    """An operation whose launch may compute others along that read its value."""
+    """An operation whose launch may compute others along: those that read its value, and the one that it adds."""
 
     def carries(self, form: Hashable) -> int:
-        """Return how many at most, in this form."""
+        """Return how many that read its value at most, in this form."""
+        ...
+
+    def adds(self, form: Hashable, summand: Dialled, of_summand: Hashable) -> bool:
+        """Return whether it may compute its last input along, which is that operation's value, in these forms."""
         ...
 
     def run_with(
-        self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None, rides: Sequence[Ride]
+        self,
+        inputs: Sequence[Any],
+        form: Hashable,
+        dial: Tensor,
+        out: Tensor | None,
+        rides: Sequence[Ride],
+        addition: Addition | None,
     ) -> tuple[Tensor, ...]:
-        """Return its value, then those of its riders; the same bits as `run` of each."""
+        """Return its value, then those of its riders; the same bits as `run` of each.
+
+        Args:
+            inputs: their values; but the last, where there is an addition.
+            form: of the bits.
+            dial: (2,) int32 on the device, read there only.
+            out: where the value may be written, if that saves a copy.
+            rides: what is computed along that reads its value.
+            addition: what is computed along to be added.
+
+        Raises:
+            UnreplayableError: these inputs need other launches.
+        """
         ...
 
 

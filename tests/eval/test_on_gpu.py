@@ -34,6 +34,7 @@ from triton.runtime.errors import OutOfResources  # noqa: E402 - they need Trito
 
 from qbw_eval.engine.packing import split_weights  # noqa: E402
 from qbw_eval.engine.triton_kernels import (  # noqa: E402
+    Addend,
     Epilogues,
     Rounding,
     Tile,
@@ -167,7 +168,7 @@ def test_tiles_are_tuned_and_kept_and_change_no_bit(
     def fail(tile: Tile) -> list[Tensor]:
         raise AssertionError(f"{tile} was tried again")
 
-    work = workload_of(images, bank, window, relu=True, added=False, rounding=rounding)
+    work = workload_of(Addend(images, bank, epilogues, choice, window), relu=True, other=None, rounding=rounding)
     tiles = candidates(work, hopper=torch.cuda.get_device_capability(GPU)[0] == 9)
     tuned = Tuner(GPU).tile(work, alone)
     assert tuned in tiles

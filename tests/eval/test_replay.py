@@ -25,7 +25,7 @@ from qbw_eval.engine.comparison import Comparison
 from qbw_eval.engine.integer import IntegerEngine, Replaying
 from qbw_eval.engine.replay import Replay
 from qbw_eval.engine.tally import Measures, Tally
-from qbw_eval.engine.walk import Bits, Operation, Program, Ride, UnreplayableError
+from qbw_eval.engine.walk import Addition, Bits, Dialled, Operation, Program, Ride, UnreplayableError
 from qbw_eval.evaluate import measure
 from qbw_eval.networks.resnet import ResNet, Shape
 from qbw_eval.quantization.layers import QuantConv2d, Quantizers, QuantLinear, SwitchableBatchNorm2d
@@ -69,14 +69,34 @@ class Looked:
 
 
 class Carrying(Looked):
-    """One that computes others along, up to two."""
+    """One that computes others along: up to two that read it, and the one that it reads last, if that is like it.
+
+    Attributes:
+        added: how often it computed that one.
+    """
+
+    added = 0
 
     def carries(self, form: Hashable) -> int:
         return 0 if form else 2
 
+    def adds(self, form: Hashable, summand: Dialled, of_summand: Hashable) -> bool:
+        return isinstance(summand, Carrying) and not form and not of_summand
+
     def run_with(
-        self, inputs: Sequence[Any], form: Hashable, dial: Tensor, out: Tensor | None, rides: Sequence[Ride]
+        self,
+        inputs: Sequence[Any],
+        form: Hashable,
+        dial: Tensor,
+        out: Tensor | None,
+        rides: Sequence[Ride],
+        addition: Addition | None,
     ) -> tuple[Tensor, ...]:
+        if addition is not None:
+            assert inputs[-1] is None, "nobody keeps its value"
+            self.added += 1
+            summand = addition.summand.run(addition.inputs, addition.form, addition.dial, None)
+            inputs = [*inputs[:-1], summand]
         value = self.run(inputs, form, dial, out)
         for ride in rides:
             assert isinstance(ride.rider, Riding)
@@ -229,6 +249,34 @@ def test_what_reads_one_value_alone_is_computed_along_with_it_and_a_third_one_by
     assert [rider.runs for rider in riders] == [4, 3, 4, 2, 3]
 
 
+def test_what_one_operation_alone_adds_is_computed_along_with_it_and_kept_nowhere() -> None:
+    """Not what two read, nor what is read twice, nor in another form, nor what is added first."""
+    leaf = Operation(name="leaf", inputs=(0,), layers=frozenset(), compute=lambda v, _: v[0][0])
+    read: list[tuple[tuple[int, ...], Looked]] = [
+        ((1,), Carrying(0)),  # 2: added by 4 alone
+        ((1,), Carrying(1)),  # 3: read by 4 first, and by 5
+        ((3, 2), Carrying(0)),  # 4: added by 6 alone, but 6 is another kind
+        ((3, 3), Carrying(1)),  # 5
+        ((5, 4), Looked(2)),  # 6
+        ((1,), Carrying(2, odd_from=0)),  # 7: of another form
+        ((6, 7), Carrying(2)),  # 8: the result
+    ]
+    operations = [
+        Operation(name="", inputs=inputs, layers=frozenset([one.layer]), compute=one.compute, dialled=one)
+        for inputs, one in read
+    ]
+    program = Program([leaf, *operations])
+    each = configurations_of((0, 0, 0), (0, 1, 1), (1, 1, 1))
+    tapes: list[Tape] = []
+    replayed, batch = replay_of(program, tapes), (torch.randn(2, 4),)
+    found = dict(replayed.walk(batch, each))
+    for position, value in program.walk(batch, each, program.plan(each)):
+        assert torch.equal(found[position], value)
+    # Once for places, once for each of two sets that it is in: all, and all but what depends on the first layer alone.
+    assert [one.added for _, one in read if isinstance(one, Carrying)] == [0, 0, 3, 0, 0, 0]
+    assert replayed.bytes_for(batch, each) == (len(read) - 1) * 2 * 4 * 4
+
+
 def test_a_set_of_operations_is_recorded_once_and_only_what_changed_runs() -> None:
     tapes: list[Tape] = []
     replayed = replay_of(chain(*map(Looked, range(3))), tapes)
@@ -353,8 +401,9 @@ def test_a_residual_network_is_replayed_from_the_first_layer_that_changed() -> N
     with mock.patch.object(DialledRegion, "run_with", autospec=True, side_effect=DialledRegion.run_with) as together:
         tape = check(network, batches, OPTIONS, each)
     assert tape.recorded < tape.replays
-    rides = [len(call.args[-1]) for call in together.call_args_list]
-    assert set(rides) == {2}, "the first block's sum, for a convolution and for the way round it"
+    rides = {(len(call.args[-2]), call.args[-1] is not None) for call in together.call_args_list}
+    first, second = (2, False), (0, True)
+    assert rides == {first, second}, "the first block's sum, rounded for two; the second's, with the way round it"
 
 
 class Odd(nn.Module):

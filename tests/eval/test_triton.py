@@ -6,7 +6,7 @@ No GPU is needed. What a GPU would run is compiled and looked at, too: tensor co
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -32,10 +32,11 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: pip inst
 from fused import create_fma, fused  # noqa: E402 - they need Triton
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
-from benchmarks.tiles import PROGRAMS, compiled_for  # noqa: E402
+from benchmarks.tiles import PROGRAMS, End, compiled_for  # noqa: E402
 from qbw_eval.engine import triton_arithmetic  # noqa: E402
 from qbw_eval.engine.triton_arithmetic import TritonArithmetic, why_not_on  # noqa: E402
 from qbw_eval.engine.triton_kernels import (  # noqa: E402
+    Addend,
     Epilogues,
     Levels,
     Rounding,
@@ -287,6 +288,57 @@ def test_levels_written_beside_are_those_of_rounding_afterwards(hows: tuple[Roun
         afterwards = rounded(rows(alone), limits[row], each.rounding)
         assert same_bits(rows(each.out), afterwards)
         assert len(afterwards.unique()) > 5
+
+
+@pytest.mark.parametrize("wide", [(True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("rounding", [Rounding.NONE, Rounding.CLIPPING])
+def test_a_convolution_added_in_the_same_launch_is_one_added_afterwards(
+    wide: tuple[bool, bool], rounding: Rounding
+) -> None:
+    """Of other images, another window and other bitwidths, in tiles that fit neither."""
+    generator = torch.Generator().manual_seed(3)
+
+    def one(channels: int, size: tuple[int, int], window: Window, is_wide: bool) -> Addend:
+        x = torch.randint(0, 256, (3, channels, *size), generator=generator, dtype=torch.uint8)
+        shape = (18, channels, *window.kernel)
+        odd = [(torch.randint(-128, 128, shape, generator=generator) * 2 + 1).int() for _ in range(2)]
+        direct = [torch.randint(-128, 128, shape, generator=generator).int() for _ in range(2)]
+        bank = weight_bank([split_of(weights) for weights in (odd if is_wide else direct)], CPU)
+        scales = torch.rand((3, 18), generator=generator) * 1e-4
+        epilogues = Epilogues(scales, torch.randn((3, 18), generator=generator), torch.tensor([[15.0, 1.3]] * 3))
+        choice = torch.tensor([1, 2], dtype=torch.int32)
+        return Addend(x.contiguous(memory_format=torch.channels_last), bank, epilogues, choice, window)
+
+    own = one(36, (4, 5), Window((3, 3), padding=(1, 1)), wide[0])
+    other = one(20, (7, 9), Window((1, 1), (2, 2)), wide[1])
+    for tile in (SMALL, None):
+
+        def value(
+            of: Addend,
+            added: Tensor | Addend | None,
+            how: Rounding,
+            levels: Sequence[Levels] = (),
+            tile: Tile | None = tile,
+        ) -> Tensor:
+            return convolve(
+                *(of.x, of.bank, of.epilogues, of.choice, of.window),
+                relu=added is not None,
+                other=added,
+                rounding=how,
+                tile=tile,
+                levels=levels,
+            )
+
+        def beside() -> list[Levels]:
+            out = torch.empty((3, 18, 4, 5), dtype=torch.uint8, memory_format=torch.channels_last)
+            row = torch.tensor([1], dtype=torch.int32)
+            return [Levels(Rounding.STEP, own.epilogues.limits, row, out)] if rounding is Rounding.NONE else []
+
+        together, apart = beside(), beside()
+        found = value(own, other, rounding, together)
+        assert same_bits(found, value(own, value(other, None, Rounding.NONE), rounding, apart))
+        assert all(same_bits(one.out, two.out) for one, two in zip(together, apart, strict=True))
+        assert len(found.unique()) > 5
 
 
 def significands_next_to_a_middle() -> tuple[np.ndarray, np.ndarray]:
@@ -583,17 +635,20 @@ def test_compiled_for_a_gpu_it_multiplies_int8_and_contracts_nothing(
 ) -> None:
     """In PTX, where only what is divided by is; and, where nothing is divided, in the machine's own language."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ptx = compiled_for(capability, Rounding.CLIPPING).ptx
+    ptx = compiled_for(capability, End(Rounding.CLIPPING, added=True)).ptx
     assert re.search(tensor_core, ptx)
     floats = Counter(re.findall(r"\b((?:fma|mad|mul|add|sub|div|rcp|max|min)\.\S*f32)\b", ptx))
     expected = {"mul.rn.f32", "add.rn.f32", "sub.rn.f32", "div.rn.f32", "fma.rn.f32"}
     assert floats.keys() == expected | {"max.NaN.f32", "max.f32", "min.f32"}, "no .ftz"
     assert floats["fma.rn.f32"] == 2 * floats["max.NaN.f32"] == 2 * 64, "what divides each value of a thread, no more"
     assert floats["div.rn.f32"] == floats["sub.rn.f32"] == 1, "the reciprocal, and the negative unit"
-    odd = compiled_for(capability, Rounding.NONE, beside=2, channels=20, outputs=10).ptx
-    assert re.search(tensor_core, odd), "where sizes fill no tile, and levels are written beside"
+    odd = compiled_for(capability, End(Rounding.NONE, convolved=True), channels=20, outputs=10).ptx
+    assert len(re.findall(tensor_core, odd)) >= 4, "where sizes fill no tile: both convolutions, each with its sums"
+    fused = re.findall(r"\bfma\S*f32\b", odd)
+    assert fused == ["fma.rn.f32"] * len(fused)
+    assert len(fused) == 4 * len(re.findall(r"\bmax\.NaN\.f32\b", odd)), "levels for two readers"
     cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled_for(capability, Rounding.SCALED).cubin)
+    cubin.write_bytes(compiled_for(capability, End(Rounding.SCALED, added=True)).cubin)
     code = subprocess.run([PROGRAMS / "nvdisasm", cubin], capture_output=True, text=True, check=True).stdout
     assert len(re.findall(r"\bFMUL\b", code)) >= 64, "one for each value of a thread"
     assert not re.search(r"\bFFMA", code)

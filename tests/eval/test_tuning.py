@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -24,14 +25,23 @@ from test_replay import replaying_on  # noqa: E402 - they need Triton
 from test_triton import plainly, sums_of  # noqa: E402
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
-from benchmarks.tiles import compiled_for  # noqa: E402
+from benchmarks.tiles import End, compiled_for  # noqa: E402
 from qbw_eval.engine import tile_file, tuning  # noqa: E402
 from qbw_eval.engine.tile_file import TileFile, cache_folder  # noqa: E402
 from qbw_eval.engine.triton_arithmetic import TritonArithmetic  # noqa: E402
-from qbw_eval.engine.triton_kernels import Rounding, Tile, Window, best_tile  # noqa: E402
+from qbw_eval.engine.triton_kernels import (  # noqa: E402
+    Addend,
+    Epilogues,
+    Rounding,
+    Tile,
+    WeightBank,
+    Window,
+    best_tile,
+)
 from qbw_eval.engine.tuning import (  # noqa: E402
     Bench,
     NoTileError,
+    Summand,
     Tuner,
     Workload,
     candidates,
@@ -46,6 +56,8 @@ STAGE = Workload(64, 64, 56, 56, 64, Window((3, 3), (1, 1), (1, 1)), True, True,
 """The first stage of a ResNet-18."""
 WIDE = Workload(64, 256, 14, 14, 1024, Window(), True, True, True, Rounding.NONE)
 """A bottleneck's end: float32 is added, and nobody alone reads the result."""
+ROUND = WIDE._replace(added=False, addend=Summand(512, 28, 28, Window(stride=(2, 2)), True))
+"""The same where the way round it is a convolution."""
 EVERY_TILE = sorted(
     {
         tile
@@ -53,6 +65,7 @@ EVERY_TILE = sorted(
             STAGE,
             WIDE,
             WIDE._replace(added=False),
+            ROUND,
             STAGE._replace(samples=1, height=7, width=7, outputs=512),
         )
         for channels in (32, 64, 512)
@@ -78,6 +91,9 @@ def random_workload(draw: random.Random) -> Workload:
     if workload.rounding is Rounding.NONE:
         along = draw.choices([Rounding.CLIPPING, Rounding.STEP], k=draw.randint(0, 2))
         workload = workload._replace(levels=tuple(along))
+    if draw.random() < 0.3:
+        addend = Summand(draw.choice([16, 64, 1024]), 2 * workload.height, workload.width, Window(stride=(2, 1)), True)
+        workload = workload._replace(added=False, addend=addend)
     return workload._replace(samples=min(workload.samples, 2**24 // (workload.pixels // workload.samples)))
 
 
@@ -96,7 +112,9 @@ def test_examples() -> None:
 
 def test_the_first_candidate_is_what_is_taken_untuned() -> None:
     for work in RANDOM:
-        expected = best_tile(torch.device("cuda"), work.pixels, work.outputs, work.channels)
+        channels = work.channels if work.addend is None else min(work.channels, work.addend.channels)
+        along = work.addend is not None
+        expected = best_tile(torch.device("cuda"), work.pixels, work.outputs, channels, along=along)
         assert candidates(work, hopper=False)[0] == candidates(work, hopper=True)[0] == expected
 
 
@@ -123,7 +141,7 @@ def test_candidates_fit_into_registers_and_shared_memory() -> None:
         for work in RANDOM:
             for tile in candidates(work, hopper=hopper):
                 values, threads = tile.pixels * tile.outputs, 32 * tile.warps
-                room = 128 if hopper and not work.added else 64
+                room = 32 if work.addend else 128 if hopper and not work.added else 64
                 assert values / threads <= room
                 assert tile.stages * (tile.pixels + tile.outputs) * tile.channels <= 160 * 2**10
                 assert 4 * values <= 160 * 2**10
@@ -153,12 +171,15 @@ def test_candidates_that_leave_a_gpu_idle_or_cut_too_finely_are_left_out() -> No
 
 
 def test_a_workload_is_what_a_launch_is_and_no_more_than_keeps_a_gpu_busy() -> None:
-    bank = type("Bank", (), {"weights": torch.empty(2, 64, 9 * 16, dtype=torch.int8), "wide": True})()
+    def one(samples: int, channels: int, side: int, window: Window) -> Addend:
+        images = torch.empty(samples, channels, side, side, dtype=torch.uint8, device="meta")
+        weights = torch.empty(2, 64, math.prod(window.kernel) * channels, dtype=torch.int8)
+        bank = WeightBank(weights, torch.empty(0), torch.empty(0), wide=True)
+        return Addend(images, bank, Epilogues(*[torch.empty(0)] * 3), torch.empty(0), window)
 
-    def of(samples: int, side: int) -> Workload:
-        images = torch.empty(samples, 16, side, side, dtype=torch.uint8, device="meta")
-        window = Window((3, 3), padding=(1, 1))
-        return workload_of(images, bank, window, relu=True, added=False, rounding=Rounding.STEP)
+    def of(samples: int, side: int, other: Tensor | Addend | None = None) -> Workload:
+        own = one(samples, 16, side, Window((3, 3), padding=(1, 1)))
+        return workload_of(own, relu=True, other=other, rounding=Rounding.STEP)
 
     assert (
         of(784, 8)
@@ -167,6 +188,10 @@ def test_a_workload_is_what_a_launch_is_and_no_more_than_keeps_a_gpu_busy() -> N
     )
     assert of(784, 8).pixels == 1024 * 64
     assert of(2, 8).work == 2 * 64 * 64 * 144
+    assert of(2, 8, torch.empty(0)) == of(2, 8)._replace(added=True)
+    along = of(2, 8, one(2, 32, 16, Window(stride=(2, 2))))
+    assert along == of(2, 8)._replace(addend=Summand(32, 16, 16, Window(stride=(2, 2)), True))
+    assert along.work == 2 * 64 * 64 * (144 + 32)
     for side in (8, 32, 100, 600):
         values = of(10**6, side).pixels * 64
         assert values <= 2**24 or of(10**6, side).samples == 1
@@ -176,7 +201,7 @@ def test_a_workload_is_what_a_launch_is_and_no_more_than_keeps_a_gpu_busy() -> N
 def test_names_in_the_file_tell_workloads_apart() -> None:
     names = {work.name for work in RANDOM}
     assert len(names) == len(set(RANDOM))
-    assert all(len(name) <= 200 and name.isascii() and name.isprintable() for name in names)
+    assert all(len(name) <= 300 and name.isascii() and name.isprintable() for name in names)
 
 
 # --- no tile changes a bit ------------------------------------------------------------------------------------------
@@ -206,9 +231,9 @@ def test_the_largest_candidate_keeps_its_sums_in_registers(tmp_path: Path, monke
     largest = Tile(128, 256, 128, 8, 3)
     unadded = WIDE._replace(added=False)
     assert largest in candidates(unadded, hopper=True)
-    assert compiled_for(90, Rounding.NONE, largest, added=False).registers()[1] == 0
+    assert compiled_for(90, End(Rounding.NONE), largest).registers()[1] == 0
     assert largest not in candidates(unadded, hopper=False)
-    assert compiled_for(80, Rounding.NONE, largest, added=False).registers()[1] > 0
+    assert compiled_for(80, End(Rounding.NONE), largest).registers()[1] > 0
 
 
 # --- which tile is taken --------------------------------------------------------------------------------------------
@@ -389,7 +414,11 @@ def test_a_tuned_network_has_the_bits_of_an_untuned_one(tmp_path: Path, monkeypa
     chosen = [(tile, candidates(work, hopper=False)) for work, tile in tuner._tiles.items()]
     assert all(tile == tiles[-1] for tile, tiles in chosen)
     assert any(tile[:3] != tiles[0][:3] for tile, tiles in chosen)
-    assert {work.added for work in tuner._tiles} == {False, True}
+    assert {(work.added, work.addend is not None) for work in tuner._tiles} == {
+        (False, False),
+        (True, False),
+        (False, True),
+    }
     untuned, tuned = found
     assert untuned.keys() == tuned.keys()
     assert all(torch.equal(tuned[position], untuned[position]) for position in tuned)
@@ -472,7 +501,7 @@ def test_a_file_that_makes_no_sense_is_as_good_as_none_and_is_overwritten(data: 
 def test_an_entry_that_makes_no_sense_is_left_out(entry: object, tmp_path: Path) -> None:
     file = TileFile(tmp_path, IDENTITY)
     assert file.path is not None
-    file.path.write_bytes(content(tiles={"strange": entry, "kept": list(A), "x" * 201: list(A), "ü": list(A)}))
+    file.path.write_bytes(content(tiles={"strange": entry, "kept": list(A), "x" * 401: list(A), "ü": list(A)}))
     assert file.read() == {"kept": A}
 
 
