@@ -46,6 +46,9 @@ REAL_FLAGS = (
 )
 """With tiles; 64 bytes at a time, since they do not slow down a CPU that has them."""
 
+EMULATED_FLAGS = ("-march=native", "-O1")
+"""Without; the last of several -O counts, and this one compiles in half the time."""
+
 _NEEDED = {"amx_tile", "amx_int8", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
 """What Linux calls that in /proc/cpuinfo, where the system lets programs use it."""
 
@@ -162,12 +165,9 @@ class AmxKernel:
         if not emulated:
             _check_cpu()
         self._scratch = scratch
-        self._library = _compiled(("-march=native",) if emulated else REAL_FLAGS)
-        if self._library.qbw_allow_tiles():
+        self._program = program_with(EMULATED_FLAGS if emulated else REAL_FLAGS)
+        if self._program.qbw_allow_tiles():
             raise KernelError("the system does not let it use AMX")
-        self._library.qbw_convolve.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-        self._library.qbw_call_bytes.restype = ctypes.c_int64
-        assert self._library.qbw_call_bytes() == ctypes.sizeof(_Call)
         self._parallel = _torch_threads()
 
     def convolve(
@@ -218,7 +218,7 @@ class AmxKernel:
             *(size for pair in weights.window for size in pair),
             *(weights.folded, weights.factor, relu, torch.get_num_threads(), self._scratch),
         )
-        if self._library.qbw_convolve(ctypes.byref(call), self._parallel):
+        if self._program.qbw_convolve(ctypes.byref(call), self._parallel):
             raise MemoryError(f"a convolution's {torch.get_num_threads()} threads found no memory to copy images to")
         return out
 
@@ -282,11 +282,20 @@ def compile_to(library: Path, flags: Sequence[str]) -> None:
         raise KernelError(f"its C++ compiler fails ({next((line for line in lines if 'error' in line), lines[0])})")
 
 
-def _compiled(flags: Sequence[str]) -> ctypes.CDLL:
+def program_with(flags: Sequence[str]) -> ctypes.CDLL:
+    """Return the program, compiled with these flags and loaded.
+
+    Raises:
+        KernelError: there is no compiler, it fails, or what it makes cannot be loaded.
+    """
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "amx.so"
         compile_to(library, flags)
         try:
-            return ctypes.CDLL(str(library))
+            program = ctypes.CDLL(str(library))
         except OSError as error:
             raise KernelError(f"what is compiled cannot be loaded ({error})") from None
+    program.qbw_convolve.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    program.qbw_call_bytes.restype = ctypes.c_int64
+    assert program.qbw_call_bytes() == ctypes.sizeof(_Call)
+    return program

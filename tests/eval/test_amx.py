@@ -4,8 +4,10 @@ No AMX is needed; where there is, its tiles are tried as well. What they would r
 """
 
 import copy
+import ctypes
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,12 +24,14 @@ from torch import Tensor
 from qbw_eval.engine import choose
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, kernel_here, why_inexact
 from qbw_eval.engine.amx_kernel import (
+    EMULATED_FLAGS,
     REAL_FLAGS,
     AmxKernel,
     KernelError,
     Levels,
     compile_to,
     packed,
+    program_with,
     why_no_tiles,
 )
 from qbw_eval.engine.choose import _arithmetic_on
@@ -485,3 +489,36 @@ def test_with_amx_what_follows_is_done_sixteen_at_a_time_and_nothing_is_contract
         assert re.search(rf"{instruction}\b.*zmm", assembly), instruction
     assert not re.search(r"vfn?m(add|sub)", assembly)
     assert not re.search(r"vrcp|vcvtdq2ps.*[^z](xmm|ymm)", assembly)
+
+
+@pytest.fixture
+def instructions(tmp_path: Path) -> Iterator[ctypes.CDLL]:
+    """AMX's instructions emulated one by one, wherever they stand in this process."""
+    path, source = tmp_path / "instructions.so", Path(__file__).with_name("amx_instructions.cpp")
+    compiler = next(filter(None, map(shutil.which, COMPILERS)))
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    emulator = ctypes.CDLL(str(path))
+    emulator.stop.restype = ctypes.c_long
+    assert emulator.emulate() == 0
+    try:
+        yield emulator
+    finally:
+        emulator.stop()
+
+
+@pytest.mark.skipif(why_no_tiles() is None, reason="this machine has AMX")
+def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -> None:
+    """All that a CPU with AMX would run, but that sixteen numbers are as many registers as this CPU makes of them."""
+    try:
+        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:3]))
+    except KernelError as error:
+        pytest.skip(f"this compiler knows no AMX: {error}")
+    kernel = copy.copy(kernel_of(emulated=True))
+    kernel._program = program
+    assert why_inexact(kernel) is None
+    for seed in range(200 if FULL else 24):
+        x, weights, window = random_case(seed)
+        with number_of_threads(1 + seed % 2):
+            found = plainly(with_scratch(kernel, TIGHT) if seed // 2 % 2 else kernel, x, weights, window)
+        assert torch.equal(found, plainly(kernel_of(emulated=True), x, weights, window))
+    assert instructions.stop() > 10_000
