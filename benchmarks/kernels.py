@@ -11,7 +11,7 @@ from benchmarks.figures import Figure
 from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.engine.convolutions import Affine, Arithmetic, LayerConvolution, SplitOf
 from qbw_eval.engine.integer import IntegerEngine
-from qbw_eval.engine.packing import Split
+from qbw_eval.engine.packing import Halves, Split
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
 Clock = Callable[[Callable[[], object]], float]
@@ -54,6 +54,7 @@ class TimedArithmetic:
 
     def __init__(self, arithmetic: Arithmetic, clock: Clock) -> None:
         self.passes = arithmetic.passes
+        self.most_bits = arithmetic.most_bits
         self.launches: list[Launch] = []
         self._arithmetic = arithmetic
         self._clock = clock
@@ -62,7 +63,7 @@ class TimedArithmetic:
         """Return why it cannot be trusted; None where it can."""
         return self._arithmetic.why_not(devices)
 
-    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | str:
+    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | Halves | str:
         """Return integer weights in parts; or why there are none."""
         return self._arithmetic.split(integers, largest_activation, groups)
 

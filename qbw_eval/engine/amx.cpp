@@ -20,6 +20,12 @@
 //
 // Where a window is one pixel, and channels are whole slabs, tiles are read from the images themselves.
 //
+// Activations and weights of 9 to 16 bits come as two *halves*, bytes both: x = 256 * high + low, where a pixel has all
+// its low bytes and then all its high ones; m the same, whose high bytes have a sign. The four tiles of sums are then
+// those of all halves with each other, for 16 pixels and 16 outputs, which are put together in 64 bits:
+//
+//     m * x = 65536 * (high * high) + 256 * (high * low + low * high) + low * low
+//
 // Every operation in float32 is rounded by itself, in the order of `passes`; nothing is contracted (-ffp-contract=off).
 //
 // QBW_TILES: with AMX's instructions. Without it, plain loops do the same, slowly: for tests.
@@ -61,7 +67,7 @@ struct Levels {
   int32_t rounding;
   float largest;
   float unit;
-  uint8_t *out;
+  uint8_t *out;  // (pixels, outputs), or (pixels, 2, outputs) low and high bytes where the largest is more than a byte
 };
 
 struct Call {
@@ -73,7 +79,7 @@ struct Call {
   Levels levels[2];
   int64_t samples, channels, height, width, outputs, down, across;
   int64_t kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
-  int64_t folded, factor, relu, threads, scratch;
+  int64_t folded, factor, halves, relu, threads, scratch;  // halves: of an activation, and of a weight; 1 or 2
 };
 
 // --- tiles: 0..3 hold sums, 4 and 5 pixels, 6 and 7 weights ----------------------------------------------------------
@@ -101,6 +107,7 @@ struct Tiles {
 #define TILE_ZERO(tiles, tile) _tile_zero(tile)
 #define TILE_LOAD(tiles, tile, from, stride) _tile_loadd(tile, from, stride)
 #define TILE_MULTIPLY(tiles, sums, pixels, weights) _tile_dpbusd(sums, pixels, weights)
+#define TILE_MULTIPLY_LOW(tiles, sums, pixels, weights) _tile_dpbuud(sums, pixels, weights)
 #define TILE_STORE(tiles, tile, to, stride) _tile_stored(tile, to, stride)
 
 #else
@@ -124,11 +131,14 @@ struct Tiles {
     }
   }
 
+  template <typename Weight>
   void multiply(int to, int left, int right) {
     for (int64_t i = 0; i < kLanes; ++i) {
       for (int64_t k = 0; k < slab; ++k) {
         int32_t x = pixels[left - 4][i][k];
-        for (int64_t j = 0; j < kLanes; ++j) sums[to][i][j] += x * weights[right - 6][k / 4][4 * j + k % 4];
+        for (int64_t j = 0; j < kLanes; ++j) {
+          sums[to][i][j] += x * static_cast<Weight>(weights[right - 6][k / 4][4 * j + k % 4]);
+        }
       }
     }
   }
@@ -142,7 +152,8 @@ struct Tiles {
 
 #define TILE_ZERO(tiles, tile) (tiles).zero(tile)
 #define TILE_LOAD(tiles, tile, from, stride) (tiles).load(tile, from, stride)
-#define TILE_MULTIPLY(tiles, sums, pixels, weights) (tiles).multiply(sums, pixels, weights)
+#define TILE_MULTIPLY(tiles, sums, pixels, weights) (tiles).multiply<int8_t>(sums, pixels, weights)
+#define TILE_MULTIPLY_LOW(tiles, sums, pixels, weights) (tiles).multiply<uint8_t>(sums, pixels, weights)
 #define TILE_STORE(tiles, tile, to, stride) (tiles).store(tile, to, stride)
 
 #endif
@@ -151,6 +162,7 @@ struct Tiles {
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef int64_t Longs __attribute__((vector_size(128)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 template <typename Vector, bool WHOLE>
@@ -173,7 +185,8 @@ INLINE void stored(void *to, Vector vector, int64_t lanes) {
   }
 }
 
-INLINE Bytes levels_of(Floats value, const Levels &levels) {
+// Returns levels, below other bits.
+INLINE Ints levels_of(Floats value, const Levels &levels) {
   const Floats zero{}, largest = zero + levels.largest, unit = zero + levels.unit;
   value = value > zero ? value : zero;  // which NaN becomes
   if (levels.rounding == kClipping) {
@@ -185,7 +198,22 @@ INLINE Bytes levels_of(Floats value, const Levels &levels) {
   value = value + 8388608.0f;  // 2**23, from where on float32 has no digits behind the point: rounds half to even
   Ints digits;
   std::memcpy(&digits, &value, sizeof digits);
-  return __builtin_convertvector(digits & 255, Bytes);
+  return digits;
+}
+
+// Writes levels of a pixel, from an output on.
+template <bool WHOLE>
+INLINE void store_levels(Floats value, const Levels &levels, int64_t pixel, int64_t outputs, int64_t output,
+                         int64_t lanes) {
+  const Ints digits = levels_of(value, levels);
+  const Bytes low = __builtin_convertvector(digits & 255, Bytes);
+  if (levels.largest <= 255.0f) {
+    stored<WHOLE>(levels.out + pixel * outputs + output, low, lanes);
+  } else {
+    uint8_t *to = levels.out + 2 * pixel * outputs + output;
+    stored<WHOLE>(to, low, lanes);
+    stored<WHOLE>(to + outputs, __builtin_convertvector(digits >> 8 & 255, Bytes), lanes);
+  }
 }
 
 struct Line {
@@ -197,9 +225,9 @@ struct Line {
   const int32_t *windows;     // the sums of activations under each pixel's window; with a factor of 2 only
 };
 
-// Up to 2 x 2 tiles of sums that something is still to be done with.
+// Up to 2 x 2 tiles of sums that something is still to be done with; or one of each product of halves.
 struct Finishing {
-  const int32_t *sums;  // (pixels, 32)
+  const int32_t *sums;  // (pixels, 32); or (halves of activations, 16 pixels, halves of weights, 16)
   int64_t next, end;    // pixels, from `from` on
   int64_t from;         // the first one's number in its line
   int64_t output;       // the first
@@ -216,8 +244,24 @@ struct Places {
 using Finish = void (*)(const Call &, const Places &, Finishing &, int64_t);
 
 enum Kind { kValues, kLevels, kAny };
+enum Sums { kSums, kOddSums, kHalves, kOddHalves };  // of x * m, whole or in halves; odd: w = 2 * m + 1
 
-template <bool WIDE, bool ADD, Kind KIND, bool WHOLE>
+// Returns sums of x * w in float32, rounded once.
+template <Sums SUMS>
+INLINE Floats total_of(const int32_t *sums, const int32_t *window) {
+  Ints sum = loaded<Ints, true>(sums, kLanes);
+  if (SUMS == kSums) return __builtin_convertvector(sum, Floats);
+  if (SUMS == kOddSums) return __builtin_convertvector(sum + sum + *window, Floats);
+  const int32_t *others = sums + 2 * kLanes * kLanes;  // with the high halves of activations
+  const Ints middle = loaded<Ints, true>(sums + kLanes, kLanes) + loaded<Ints, true>(others, kLanes);
+  Longs total = __builtin_convertvector(loaded<Ints, true>(others + kLanes, kLanes), Longs);
+  total = (total << 8) + __builtin_convertvector(middle, Longs);
+  total = (total << 8) + __builtin_convertvector(sum, Longs);
+  if (SUMS == kOddHalves) total = total + total + static_cast<int64_t>(*window);
+  return __builtin_convertvector(total, Floats);
+}
+
+template <Sums SUMS, bool ADD, Kind KIND, bool WHOLE>
 INLINE void finish_rows(const Call &call, const Places &places, Finishing &what, int64_t count) {
   const Floats zero{};
   Floats scale[2], bias[2];
@@ -231,8 +275,8 @@ INLINE void finish_rows(const Call &call, const Places &places, Finishing &what,
   // What is stored might be any of these, for all that a compiler knows; so they are copied.
   const Levels first = call.levels[0], second = call.levels[1];
   const int64_t begin = what.next, end = begin + least(count, what.end - begin);
-  const int64_t columns = what.columns, outputs = call.outputs, from = what.from, images = what.line->images;
-  const int64_t start = what.line->start * outputs + what.output;
+  const int64_t columns = SUMS < kHalves ? what.columns : 1, outputs = call.outputs, from = what.from, images = what.line->images;
+  const int64_t start = what.line->start, first_output = what.output;
   const int64_t *const pixel = places.pixel, *const image = places.image;
   const int32_t *const windows = what.line->windows, *const sums = what.sums;
   const float *const other = call.other;
@@ -242,41 +286,48 @@ INLINE void finish_rows(const Call &call, const Places &places, Finishing &what,
     const int64_t number = from + row;
     if (image[number] >= images) continue;
     for (int64_t column = 0; column < columns; ++column) {
-      const int64_t at = start + pixel[number] * outputs + column * kLanes, n = lanes[column];
-      Ints sum = loaded<Ints, true>(sums + row * 2 * kLanes + column * kLanes, kLanes);
-      if (WIDE) sum = sum + sum + windows[number];
-      Floats value = __builtin_convertvector(sum, Floats) * scale[column] + bias[column];
+      const int64_t place = start + pixel[number], output = first_output + column * kLanes, n = lanes[column];
+      const int64_t at = place * outputs + output;
+      const Floats sum = total_of<SUMS>(sums + row * 2 * kLanes + column * kLanes, windows + number);
+      Floats value = sum * scale[column] + bias[column];
       if (ADD) value = value + loaded<Floats, WHOLE>(other + at, n);
       if (KIND != kLevels && relu) value = value <= zero ? zero : value;  // NaN stays; levels are not negative anyway
       if (KIND == kValues || (KIND == kAny && values)) stored<WHOLE>(values + at, value, n);
-      if (KIND == kLevels || (KIND == kAny && first.rounding)) stored<WHOLE>(first.out + at, levels_of(value, first), n);
-      if (KIND == kAny && second.rounding) stored<WHOLE>(second.out + at, levels_of(value, second), n);
+      if (KIND == kLevels || (KIND == kAny && first.rounding)) {
+        store_levels<WHOLE>(value, first, place, outputs, output, n);
+      }
+      if (KIND == kAny && second.rounding) store_levels<WHOLE>(value, second, place, outputs, output, n);
     }
   }
   what.next = end;
 }
 
-template <bool WIDE, bool ADD, Kind KIND>
+template <Sums SUMS, bool ADD, Kind KIND>
 void finish(const Call &call, const Places &places, Finishing &what, int64_t count) {
   if (what.next == what.end) return;
   if (what.output + what.columns * kLanes <= call.outputs) {
-    finish_rows<WIDE, ADD, KIND, true>(call, places, what, count);
+    finish_rows<SUMS, ADD, KIND, true>(call, places, what, count);
   } else {
-    finish_rows<WIDE, ADD, KIND, false>(call, places, what, count);
+    finish_rows<SUMS, ADD, KIND, false>(call, places, what, count);
   }
 }
 
-template <bool WIDE, bool ADD>
+template <Sums SUMS, bool ADD>
 Finish finish_of(const Call &call) {
   const bool first = call.levels[0].rounding != kNone, second = call.levels[1].rounding != kNone;
-  if (call.values && !first && !second) return finish<WIDE, ADD, kValues>;
-  if (!call.values && first && !second) return finish<WIDE, ADD, kLevels>;
-  return finish<WIDE, ADD, kAny>;
+  if (call.values && !first && !second) return finish<SUMS, ADD, kValues>;
+  if (!call.values && first && !second) return finish<SUMS, ADD, kLevels>;
+  return finish<SUMS, ADD, kAny>;
+}
+
+template <Sums SUMS>
+Finish finish_of(const Call &call) {
+  return call.other ? finish_of<SUMS, true>(call) : finish_of<SUMS, false>(call);
 }
 
 Finish finish_of(const Call &call) {
-  if (call.factor == 2) return call.other ? finish_of<true, true>(call) : finish_of<true, false>(call);
-  return call.other ? finish_of<false, true>(call) : finish_of<false, false>(call);
+  if (call.halves == 2) return call.factor == 2 ? finish_of<kOddHalves>(call) : finish_of<kHalves>(call);
+  return call.factor == 2 ? finish_of<kOddSums>(call) : finish_of<kSums>(call);
 }
 
 // --- how the work is cut up ------------------------------------------------------------------------------------------
@@ -284,6 +335,7 @@ Finish finish_of(const Call &call) {
 struct Plan {
   bool direct;      // whether nothing is copied: a 1x1 convolution of whole slabs. All pixels are one image's then.
   int64_t stride;   // bytes between a line's pixels
+  int64_t half;     // bytes between their low and their high half
   int64_t pieces, slab, slabs, places_x;  // places_x: of a row of the window, of which a folded one has one
   int64_t phases, columns;                // of a row of the copy; columns are those of one phase
   int64_t together, groups;               // images
@@ -291,7 +343,7 @@ struct Plan {
   int64_t rows, strips;            // of the output, of an item; items along a group
   int64_t group_rows;              // of the copy
   int64_t sets, of_set;            // of groups; an item has one
-  int64_t blocks, chunks;          // of 16 outputs; an item has one chunk
+  int64_t blocks, turns, chunks;   // of 16 outputs; two blocks, or one of halves, at a time; an item has one chunk
   int64_t steps;                   // of a window
   int64_t line, line_room;         // pixels, and the same in whole pairs of tiles
 };
@@ -320,15 +372,17 @@ Plan direct_plan_of(const Call &call) {
   Plan plan{};
   const int64_t pixels = call.samples * call.down * call.across, pair = 2 * kLanes;
   plan.direct = true;
-  plan.stride = call.channels;
+  plan.stride = call.halves * call.channels;
+  plan.half = call.channels;
   plan.pieces = plan.places_x = plan.phases = plan.together = plan.rows = plan.strips = plan.of_set = 1;
   plan.slab = plan.slab_bytes = kSlab;
   plan.slabs = plan.steps = call.channels / kSlab;
-  plan.line = over(least(over(pixels, call.threads), most(pair, call.scratch / call.channels)), pair) * pair;
+  plan.line = over(least(over(pixels, call.threads), most(pair, call.scratch / plan.stride)), pair) * pair;
   plan.line_room = plan.line;
   plan.sets = plan.groups = over(pixels, plan.line);
   plan.blocks = over(call.outputs, kLanes);
-  plan.chunks = least(over(plan.blocks, 2), over(call.threads, plan.sets));
+  plan.turns = call.halves == 2 ? plan.blocks : over(plan.blocks, 2);
+  plan.chunks = least(plan.turns, over(call.threads, plan.sets));
   return plan;
 }
 
@@ -347,7 +401,8 @@ Plan plan_of(const Call &call) {
   int64_t fewest = 0;
   for (int64_t together = 1; together <= least(kMostTogether, call.samples); ++together) {
     int64_t tiles = over(call.across * together, kLanes);
-    int64_t cost = over(call.samples, together) * (4 * tiles + tiles % 2);  // a single one takes longer than half a pair
+    int64_t single = call.halves == 2 ? 0 : tiles % 2;  // which takes longer than half a pair
+    int64_t cost = over(call.samples, together) * (4 * tiles + single);
     if (together == 1 || cost * 33 < fewest * 32) fewest = cost, plan.together = together;
   }
   plan.groups = over(call.samples, plan.together);
@@ -355,7 +410,8 @@ Plan plan_of(const Call &call) {
   plan.line_room = over(plan.line, 2 * kLanes) * 2 * kLanes;
   plan.row_pixels = plan.phases * plan.columns * plan.together;
   plan.slab_bytes = plan.row_pixels * plan.slab;
-  plan.row_bytes = plan.slabs * plan.slab_bytes;
+  plan.half = plan.slabs * plan.slab_bytes;
+  plan.row_bytes = call.halves * plan.half;
   plan.rows = call.down;
   while (plan.rows > 1 && rows_for(call, plan.rows) * plan.row_bytes > call.scratch) --plan.rows;
   plan.strips = over(call.down, plan.rows);
@@ -363,16 +419,17 @@ Plan plan_of(const Call &call) {
   plan.strips = over(call.down, plan.rows);
   plan.group_rows = rows_for(call, plan.rows);
   plan.blocks = over(call.outputs, kLanes);
+  plan.turns = call.halves == 2 ? plan.blocks : over(plan.blocks, 2);
   plan.steps = call.kernel_y * plan.places_x * plan.slabs;
   plan.of_set = 1;
   if (plan.strips == 1) {
-    int64_t weights = plan.blocks * plan.steps * kLanes * plan.slab;
+    int64_t weights = call.halves * plan.blocks * plan.steps * kLanes * plan.slab;
     int64_t wanted = over(weights > kCached ? kManyPixels : kFewPixels, call.down * plan.line);
     wanted = least(wanted, call.scratch / (plan.group_rows * plan.row_bytes));
     plan.of_set = most(1, least(wanted, plan.groups / call.threads));
   }
   plan.sets = over(plan.groups, plan.of_set);
-  plan.chunks = least(over(plan.blocks, 2), over(call.threads, plan.sets * plan.strips));
+  plan.chunks = least(plan.turns, over(call.threads, plan.sets * plan.strips));
   return plan;
 }
 
@@ -388,9 +445,10 @@ INLINE void copy_channels(uint8_t *to, const uint8_t *from, int64_t channels) {
   }
 }
 
-// Copies one row of one image, to where its first channel of the first column lies.
+// Copies one row of one image, or one half of it, to where its first channel of the first column lies.
 void copy_row(const Call &call, const Plan &plan, const uint8_t *row, uint8_t *to) {
   const int64_t gap = plan.together * plan.slab;  // between columns
+  const int64_t pixel = call.halves * call.channels;
   for (int64_t number = 0; number < plan.phases; ++number) {
     uint8_t *phase = to + number * plan.columns * gap;
     for (int64_t piece = 0; piece < plan.pieces; ++piece) {
@@ -401,9 +459,9 @@ void copy_row(const Call &call, const Plan &plan, const uint8_t *row, uint8_t *t
       for (int64_t slab = 0; slab < plan.slabs; ++slab) {
         const int64_t channels = least(plan.slab, call.channels - slab * plan.slab);
         uint8_t *column = phase + slab * plan.slab_bytes + piece * call.channels;
-        const uint8_t *from = row + (begin * call.stride_x + left) * call.channels + slab * plan.slab;
+        const uint8_t *from = row + (begin * call.stride_x + left) * pixel + slab * plan.slab;
         for (int64_t i = 0; i < begin; ++i, column += gap) std::memset(column, 0, static_cast<size_t>(channels));
-        for (int64_t i = begin; i < end; ++i, column += gap, from += call.stride_x * call.channels) {
+        for (int64_t i = begin; i < end; ++i, column += gap, from += call.stride_x * pixel) {
           copy_channels(column, from, channels);
         }
         for (int64_t i = end; i < plan.columns; ++i, column += gap) {
@@ -430,10 +488,11 @@ INLINE int32_t sum_of(const uint8_t *values, int64_t count) {
 }
 
 // Adds up the channels of every pixel of a row of the copy.
-void sum_row(const Plan &plan, const uint8_t *row, int32_t *sums) {
-  for (int64_t slab = 0; slab < plan.slabs; ++slab) {
+void sum_row(const Call &call, const Plan &plan, const uint8_t *row, int32_t *sums) {
+  for (int64_t slab = 0; slab < call.halves * plan.slabs; ++slab) {
+    const int32_t unit = slab < plan.slabs ? 1 : 256;
     for (int64_t pixel = 0; pixel < plan.row_pixels; ++pixel, row += plan.slab) {
-      const int32_t sum = sum_of(row, plan.slab == kSlab ? kSlab : plan.slab);
+      const int32_t sum = sum_of(row, plan.slab == kSlab ? kSlab : plan.slab) * unit;
       sums[pixel] = slab ? sums[pixel] + sum : sum;
     }
   }
@@ -541,10 +600,12 @@ int64_t prepare(const Call &call, const Plan &plan, int64_t set, int64_t strip, 
       if (y < 0 || y >= call.height || !is_read(call, row)) continue;
       uint8_t *to = copy + row * plan.row_bytes;
       for (int64_t i = 0; i < images; ++i) {
-        const uint8_t *from = call.x + ((image + i) * call.height + y) * call.width * call.channels;
-        copy_row(call, plan, from, to + i * plan.slab);
+        const uint8_t *from = call.x + ((image + i) * call.height + y) * call.width * call.halves * call.channels;
+        for (int64_t half = 0; half < call.halves; ++half) {
+          copy_row(call, plan, from + half * call.channels, to + half * plan.half + i * plan.slab);
+        }
       }
-      if (call.factor == 2) sum_row(plan, to, pixels + row * plan.row_pixels);
+      if (call.factor == 2) sum_row(call, plan, to, pixels + row * plan.row_pixels);
     }
     for (int64_t row = 0; row < rows; ++row, ++lines) {
       const int64_t top = (first_row + row) * call.stride_y - call.padding_y;  // where its windows begin
@@ -573,23 +634,26 @@ int64_t prepare(const Call &call, const Plan &plan, int64_t set, int64_t strip, 
 int64_t prepare_directly(const Call &call, const Plan &plan, int64_t set, Workplace &work) {
   const int64_t pixels = call.samples * call.down * call.across, start = set * plan.line;
   const int64_t all = least(plan.line, pixels - start), rest = all % (2 * kLanes);
-  const uint8_t *from = call.x + start * call.channels;
+  const uint8_t *from = call.x + start * plan.stride;
   for (int64_t i = 0; call.factor == 2 && i < all; ++i) {
-    work.windows[i] = sum_of(from + i * call.channels, call.channels);
+    work.windows[i] = sum_of(from + i * plan.stride, call.channels);
+    if (call.halves == 2) work.windows[i] += 256 * sum_of(from + i * plan.stride + plan.half, call.channels);
   }
   work.lines[0] = Line{from, 0, plan.steps, start, 1, all - rest, work.windows};
   if (!rest) return 1;
-  std::memcpy(work.copy, from + (all - rest) * call.channels, static_cast<size_t>(rest * call.channels));
+  std::memcpy(work.copy, from + (all - rest) * plan.stride, static_cast<size_t>(rest * plan.stride));
   work.lines[1] = Line{work.copy, 0, plan.steps, start + all - rest, 1, rest, work.windows + (all - rest)};
   return 2;
 }
 
 // Multiplies ROWS tiles of pixels by COLUMNS of weights, step by step, and goes on with what came before in between.
-template <int ROWS, int COLUMNS>
+// HALVES: both are the low and the high half of one, so that what is low has no sign.
+template <int ROWS, int COLUMNS, bool HALVES>
 INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line &line, const uint8_t *pixels,
-                     const int64_t *steps, const int8_t *weights, int32_t *sums, const Call &call, const Places &places, Finish finish,
-                     Finishing &before) {
+                     const int64_t *steps, const int8_t *weights, int32_t *sums, const Call &call,
+                     const Places &places, Finish finish, Finishing &before) {
   const int64_t stride = plan.stride, tile = kLanes * plan.slab, block = plan.steps * tile;
+  const int64_t second = HALVES ? plan.half : kLanes * stride;
   const int64_t count = line.last - line.first;
   const int64_t share = count ? over(before.end - before.next, count) : 0;
   TILE_ZERO(tiles, 0);
@@ -601,14 +665,22 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
     const uint8_t *from = pixels + steps[step];
     TILE_LOAD(tiles, 4, from, stride);
     TILE_LOAD(tiles, 6, at, 64);
-    TILE_MULTIPLY(tiles, 0, 4, 6);
+    if (HALVES) {
+      TILE_MULTIPLY_LOW(tiles, 0, 4, 6);
+    } else {
+      TILE_MULTIPLY(tiles, 0, 4, 6);
+    }
     if (COLUMNS > 1) {
       TILE_LOAD(tiles, 7, at + block, 64);
       TILE_MULTIPLY(tiles, 1, 4, 7);
     }
     if (ROWS > 1) {
-      TILE_LOAD(tiles, 5, from + kLanes * stride, stride);
-      TILE_MULTIPLY(tiles, 2, 5, 6);
+      TILE_LOAD(tiles, 5, from + second, stride);
+      if (HALVES) {
+        TILE_MULTIPLY_LOW(tiles, 2, 5, 6);
+      } else {
+        TILE_MULTIPLY(tiles, 2, 5, 6);
+      }
     }
     if (ROWS > 1 && COLUMNS > 1) TILE_MULTIPLY(tiles, 3, 5, 7);
     finish(call, places, before, share);
@@ -625,33 +697,36 @@ void run_item(const Call &call, const Plan &plan, int64_t item, Tiles &tiles, Wo
   const int64_t chunk = item % plan.chunks, strip = item / plan.chunks % plan.strips;
   const int64_t set = item / plan.chunks / plan.strips;
   const int64_t lines = plan.direct ? prepare_directly(call, plan, set, work) : prepare(call, plan, set, strip, work);
-  const int64_t pairs = over(plan.blocks, 2);
   const Places places{work.pixel, work.image};
+  const bool halves = call.halves == 2;
+  const int64_t step = halves ? kLanes : 2 * kLanes;
   Finishing before{};
-  int turn = 0;
+  int side = 0;
   __asm__ volatile("" ::: "memory");  // compilers do not know that tiles read memory
-  for (int64_t pair = pairs * chunk / plan.chunks; pair < pairs * (chunk + 1) / plan.chunks; ++pair) {
-    const int8_t *weights = call.weights + 2 * pair * plan.steps * kLanes * plan.slab;
-    const int64_t columns = least(2, plan.blocks - 2 * pair);
+  for (int64_t turn = plan.turns * chunk / plan.chunks; turn < plan.turns * (chunk + 1) / plan.chunks; ++turn) {
+    const int8_t *weights = call.weights + 2 * turn * plan.steps * kLanes * plan.slab;
+    const int64_t columns = halves ? 1 : least(2, plan.blocks - 2 * turn);
     for (const Line *line = work.lines; line < work.lines + lines; ++line) {
-      for (int64_t from = 0; from < line->count; from += 2 * kLanes) {
+      for (int64_t from = 0; from < line->count; from += step) {
         const uint8_t *pixels = line->pixels + from * plan.stride;
-        int32_t *sums = work.sums[turn ^= 1];
+        int32_t *sums = work.sums[side ^= 1];
         const bool two = line->count - from > kLanes;
-#define MULTIPLY(ROWS, COLUMNS)                                                                                       \
-  multiply<ROWS, COLUMNS>(tiles, plan, *line, pixels, work.steps, weights, sums, call, places, finish, before)
-        if (two && columns == 2) {
-          MULTIPLY(2, 2);
+#define MULTIPLY(ROWS, COLUMNS, HALVES)                                                                               \
+  multiply<ROWS, COLUMNS, HALVES>(tiles, plan, *line, pixels, work.steps, weights, sums, call, places, finish, before)
+        if (halves) {
+          MULTIPLY(2, 2, true);
+        } else if (two && columns == 2) {
+          MULTIPLY(2, 2, false);
         } else if (two) {
-          MULTIPLY(2, 1);
+          MULTIPLY(2, 1, false);
         } else if (columns == 2) {
-          MULTIPLY(1, 2);
+          MULTIPLY(1, 2, false);
         } else {
-          MULTIPLY(1, 1);
+          MULTIPLY(1, 1, false);
         }
 #undef MULTIPLY
-        const int64_t rows = least(2 * kLanes, line->count - from);
-        before = Finishing{sums, 0, rows, from, 2 * pair * kLanes, columns, line};
+        // As many pixels at a time as outputs.
+        before = Finishing{sums, 0, least(step, line->count - from), from, turn * step, columns, line};
       }
     }
   }

@@ -1,7 +1,7 @@
 """Integers convolved by AMX on the CPU, with what follows them in the same pass; is it to be trusted at all?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -20,19 +20,23 @@ from qbw_eval.engine.convolutions import (
     window_of,
 )
 from qbw_eval.engine.onednn import OnednnArithmetic
-from qbw_eval.engine.packing import Split, split_weights, why_not_here
-from qbw_eval.engine.passes import PLAIN, Passes
+from qbw_eval.engine.packing import Halves, Split, halve_weights, split_weights, why_not_here
+from qbw_eval.engine.passes import PLAIN, Passes, halves_of, levels_on
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
 
 class AmxArithmetic:
     """See `convolutions.Arithmetic`. Grouped layers, and weights in two parts of several outputs, are oneDNN's.
 
+    Layers of 9 to 16 bits are convolved in halves, four products of them, which take a third of a float32 convolution.
+
     Args:
         cache_bytes: how much may be spent on packed weights.
         passes: what lies between convolutions, plain or compiled.
         kernel: what convolves.
     """
+
+    most_bits = 16
 
     def __init__(self, cache_bytes: int, passes: Passes, kernel: AmxKernel) -> None:
         self.passes = passes
@@ -46,8 +50,11 @@ class AmxArithmetic:
             return "it runs on the CPU only"
         return why_inexact(self._kernel)
 
-    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | str:
+    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | Halves | str:
         """Return integer weights in parts that the kernel convolves exactly, or oneDNN does; or that there are none."""
+        if halves_of(largest_activation) == 2:
+            halves = halve_weights(integers, largest_activation) if groups == 1 else None
+            return halves or "its sums do not fit into the integers of this CPU, or it is wide and grouped"
         split = split_weights(integers, largest_activation, pairs_saturate=False, groups=groups)
         if split is not None and _is_known(split, groups):
             return split
@@ -55,10 +62,11 @@ class AmxArithmetic:
 
     def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> "AmxConvolution":
         """Return what convolves for a layer."""
-        return AmxConvolution(layer, split_of, self._packed, self._kernel, self._onednn.of_layer(layer, split_of))
+        others = self._onednn.of_layer(layer, split_of)
+        return AmxConvolution(layer, split_of, self._packed, self._kernel, others, self.passes)
 
 
-def _is_known(split: Split, groups: int) -> bool:
+def _is_known(split: Split | Halves, groups: int) -> bool:
     """Return whether all outputs have all inputs, and weights are factor * m + factor - 1 with a factor of 1 or 2."""
     return groups == 1 and split.factor <= 2
 
@@ -73,6 +81,7 @@ class AmxConvolution:
     kernel: AmxKernel
     others: LayerConvolution
     """What takes splits that the kernel does not know."""
+    passes: Passes
 
     def __call__(
         self,
@@ -87,18 +96,27 @@ class AmxConvolution:
         """Return what the protocol says, in one pass."""
         weights = self._packed(bits)
         if weights is None:
-            return self.others(images, bits, affine, relu=relu, other=other, to=to)
+            return self._by_others(images, bits, affine, relu, other, to)
         rounding = rounding_for(to, added=other is not None)
         return self.kernel.convolve(
             images, weights, affine, relu=relu, other=other, rounding=rounding, limits=limits_of(to)
         )
+
+    def _by_others(
+        self, images: Tensor, bits: int, affine: Affine, relu: bool, other: Tensor | None, to: ActivationGrid | None
+    ) -> Tensor:
+        """Return the same where the kernel does not know the weights; levels of two bytes by a pass of their own."""
+        if to is None or halves_of(to.largest) == 1:
+            return self.others(images, bits, affine, relu=relu, other=other, to=to)
+        value = self.others(images, bits, affine, relu=relu, other=other, to=None)
+        return levels_on(replace(to, clipping=None, unit=1.0) if other is None else to, value, self.passes)
 
     def _packed(self, bits: int) -> PackedWeights | None:
         """Return the layer's weights; None where the kernel does not know them."""
 
         def make() -> tuple[PackedWeights | None, int]:
             split = self.split_of(bits)
-            assert isinstance(split, Split)
+            assert not isinstance(split, str)
             if not _is_known(split, self.layer.groups if isinstance(self.layer, QuantConv2d) else 1):
                 return None, 0
             tiles = packed(split, window_of(self.layer))
@@ -125,6 +143,7 @@ def why_inexact(kernel: AmxKernel) -> str | None:
     exact = (
         _exact(kernel, 255, 127, Rounding.NONE)
         and all(_exact(kernel, 255, 255, how) for how in Rounding)
+        and all(_exact(kernel, 65535, magnitude, how) for magnitude in (2**15 - 1, 65535) for how in Rounding)
         and all(_exact_beside(kernel, magnitude) for magnitude in (127, 255))
         and all(_rounds_exactly(kernel, unit) for unit in (1.0, 0.7, 1 / 3, 1.9999999, 2.0**-40))
     )
@@ -133,36 +152,40 @@ def why_inexact(kernel: AmxKernel) -> str | None:
 
 def _exact(kernel: AmxKernel, activation: int, magnitude: int, rounding: Rounding) -> bool:
     """Compare the largest sums, mixed ones, borders, and ties with what they must be."""
-    x = _images(torch.full((3, 80, 7, 9), activation))
+    x = torch.full((3, 80, 7, 9), activation)
     x[:, :, 2:, 1] = 1
     weights = torch.full((40, 80, 3, 3), magnitude, dtype=torch.int32)
     weights[::2, 24:] *= -1
     weights[1::4] *= -1
     window = Window((3, 3), (2, 1), (1, 1))
-    scale, bias, limits = 0.5, 0.25, (15.0, 7.0)
-    found = kernel.convolve(
-        *(x, _packed_for(weights, window), _affine_of(40, scale, bias)), rounding=rounding, limits=limits
+    scale, bias = (0.5, 0.25) if magnitude <= 255 else (2.0**-16, 0.75)
+    packed_weights, affine = _packed_for(weights, window, activation), _affine_of(40, scale, bias)
+    value = _sums(x, weights, window) * scale + bias
+    return all(
+        torch.equal(
+            kernel.convolve(_images(x, activation), packed_weights, affine, rounding=rounding, limits=limits),
+            _levels(value, rounding, limits),
+        )
+        for limits in ((15.0, 7.0), (65535.0, 70000.0))
     )
-    return torch.equal(found, _levels(_sums(x, weights, window) * scale + bias, rounding, limits))
 
 
 def _exact_beside(kernel: AmxKernel, magnitude: int) -> bool:
     """Compare what is added, and the levels that two readers get of the sum, with what they must be."""
     generator = torch.Generator().manual_seed(0)
-    x = _images(torch.randint(0, 256, (2, 40, 5, 5), generator=generator))
+    x = torch.randint(0, 256, (2, 40, 5, 5), generator=generator)
     weights = torch.randint(-128, 128, (20, 40, 1, 1), generator=generator, dtype=torch.int32)
     if magnitude > 127:
         weights = 2 * weights + 1
     other = _channels_last(torch.randn((2, 20, 5, 5), generator=generator))
     other[0, 0, 0, :3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
     besides = [
-        Levels(how, limits, torch.empty_like(other, dtype=torch.uint8))
-        for how, limits in ((Rounding.CLIPPING, (15.0, 0.7)), (Rounding.STEP, (255.0, 0.01)))
+        Levels(how, limits, _channels_last(torch.empty(2, 20 * halves_of(limits[0]), 5, 5, dtype=torch.uint8)))
+        for how, limits in ((Rounding.CLIPPING, (15.0, 0.7)), (Rounding.STEP, (65535.0, 0.01)))
     ]
     scale = 2.0**-16
     found = kernel.convolve(
-        x,
-        *(_packed_for(weights, Window()), _affine_of(20, scale, 0.0)),
+        *(_images(x, 255), _packed_for(weights, Window(), 255), _affine_of(20, scale, 0.0)),
         relu=True,
         other=other,
         levels=besides,
@@ -175,19 +198,21 @@ def _exact_beside(kernel: AmxKernel, magnitude: int) -> bool:
 
 
 def _rounds_exactly(kernel: AmxKernel, unit: float) -> bool:
-    """Compare values at and beside every tie with what division makes of them; sums are zero, so they are added."""
-    ties = (torch.arange(256) + 0.5) * torch.tensor(unit)
-    ties = torch.cat([ties, ties / 255])
+    """Compare values at and beside ties with what division makes of them; sums are zero, so they are added."""
+    ties = (torch.cat([torch.arange(256), torch.arange(255, 2**16, 255)]) + 0.5) * torch.tensor(unit)
+    ties = torch.cat([ties, ties / 255, ties / 65535])
     up, down = (torch.nextafter(ties, torch.tensor(end)) for end in (float("inf"), float("-inf")))
-    other = _channels_last(torch.cat([ties, up, down, -ties]).view(1, 16, -1, 1))
-    x = _images(torch.zeros(1, 4, *other.shape[2:]))
-    weights = _packed_for(torch.ones(16, 4, 1, 1, dtype=torch.int32), Window())
-    affine, limits = _affine_of(16, 1.0, 0.0), (255.0, unit)
+    other = _channels_last(torch.cat([ties, up, down, -ties]).view(1, 4, -1, 1))
+    x = _images(torch.zeros(1, 1, *other.shape[2:]), 255)
+    weights = _packed_for(torch.ones(4, 1, 1, 1, dtype=torch.int32), Window(), 255)
+    affine = _affine_of(4, 1.0, 0.0)
     return all(
         torch.equal(
-            kernel.convolve(x, weights, affine, other=other, rounding=how, limits=limits), _levels(other, how, limits)
+            kernel.convolve(x, weights, affine, other=other, rounding=how, limits=(largest, unit)),
+            _levels(other, how, (largest, unit)),
         )
         for how in (Rounding.CLIPPING, Rounding.STEP)
+        for largest in (255.0, 65535.0)
     )
 
 
@@ -195,12 +220,14 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _images(values: Tensor) -> Tensor:
-    return _channels_last(values.to(torch.uint8))
+def _images(values: Tensor, largest: int) -> Tensor:
+    """Return whole numbers 0..largest as images of levels."""
+    return _channels_last(levels_on(ActivationGrid(largest=largest, clipping=None, unit=1.0), values.float(), PLAIN))
 
 
-def _packed_for(weights: Tensor, window: Window) -> PackedWeights:
-    split = split_weights(weights, 255, pairs_saturate=False)
+def _packed_for(weights: Tensor, window: Window, activation: int) -> PackedWeights:
+    small = halves_of(activation) == 1
+    split = split_weights(weights, 255, pairs_saturate=False) if small else halve_weights(weights, activation)
     assert split is not None
     return packed(split, window)
 
@@ -219,13 +246,15 @@ def _sums(x: Tensor, weights: Tensor, window: Window) -> Tensor:
 
 def _levels(value: Tensor, rounding: Rounding, limits: tuple[float, float]) -> Tensor:
     """Return what `passes` make of a value."""
-    largest, unit = map(torch.tensor, limits)
-    match rounding:
-        case Rounding.NONE:
-            return value
-        case Rounding.SCALED:
-            return PLAIN.levels_by_step(value, torch.tensor(1.0), largest)
-        case Rounding.CLIPPING:
-            return PLAIN.levels_by_clipping(value, unit, largest)
-        case Rounding.STEP:
-            return PLAIN.levels_by_step(value, unit, largest)
+    if rounding is Rounding.NONE:
+        return value
+    largest, unit = limits
+    return levels_on(
+        ActivationGrid(
+            largest=int(largest),
+            clipping=unit if rounding is Rounding.CLIPPING else None,
+            unit=1.0 if rounding is Rounding.SCALED else unit,
+        ),
+        value,
+        PLAIN,
+    )

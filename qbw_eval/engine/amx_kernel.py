@@ -2,6 +2,9 @@
 
     levels = round(clamp(conv(x, w) * scale + bias + other))
 
+Of 9 to 16 bits are activations and weights in two *halves*, bytes both, whose four products are put together there. As
+images, such levels have twice as many channels: the low bytes of all, then the high ones.
+
 AMX multiplies a tile of 16 x 64 uint8 by one of 64 x 16 int8 in 16 cycles. oneDNN uses it as well, but leaves putting
 split weights together, adding and rounding to passes of their own, which take as long as the convolutions. Here they
 are done to one block of sums while the next is multiplied. The bits are those of `passes`, and of Triton's kernel.
@@ -23,8 +26,8 @@ import torch
 from torch import Tensor
 
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
-from qbw_eval.engine.packing import Split
-from qbw_eval.engine.passes import COMPILERS
+from qbw_eval.engine.packing import Halves, Split
+from qbw_eval.engine.passes import COMPILERS, halves_of
 
 MOST_LEVELS = 2
 """How many tensors of levels a call writes, at most."""
@@ -70,7 +73,7 @@ _POINTERS = ("x", "weights", "scale", "bias", "other", "values")
 _SIZES = (
     *("samples", "channels", "height", "width", "outputs", "down", "across"),
     *(f"{what}_{axis}" for what in Window._fields for axis in "yx"),
-    *("folded", "factor", "relu", "threads", "scratch"),
+    *("folded", "factor", "halves", "relu", "threads", "scratch"),
 )
 
 
@@ -89,7 +92,8 @@ class Levels:
     Attributes:
         rounding: how; not NONE, and not SCALED, which is for values in other units.
         limits: (largest, unit) of the grid.
-        out: where they are written: uint8 in the shape of the values, in channels_last.
+        out: where they are written: uint8 in channels_last, in the shape of the values, but that there are
+            `passes.halves_of` times as many channels.
     """
 
     rounding: Rounding
@@ -102,11 +106,12 @@ class PackedWeights:
     """A layer's integer weights w = factor * m + factor - 1 as tiles.
 
     Attributes:
-        tiles: (blocks, kernel rows, places, slabs, slab / 4, 16, 4) int8, the m of 16 outputs each; of outputs and
-            channels that there are not, they are 0.
+        tiles: (blocks, halves, kernel rows, places, slabs, slab / 4, 16, 4) int8, the m of 16 outputs each, or the bits
+            of their low bytes and then of their high ones; of outputs and channels that there are not, they are 0.
         outputs: how many there are.
-        channels: of the images.
+        channels: of the images, each of which has as many halves as weights have.
         factor: 1 or 2.
+        halves: 1; or 2, where m is more than a byte.
         window: what slides over the images.
         folded: whether a whole row of the window counts as one place, whose channels are those of all its places.
     """
@@ -115,6 +120,7 @@ class PackedWeights:
     outputs: int
     channels: int
     factor: int
+    halves: int
     window: Window
     folded: bool
 
@@ -124,30 +130,40 @@ class PackedWeights:
         return self.tiles.nbytes
 
 
-def packed(split: Split, window: Window) -> PackedWeights:
+def packed(weights: Split | Halves, window: Window) -> PackedWeights:
     """Return weights in the order that they are multiplied in.
 
     Args:
-        split: with a factor of 1 or 2.
+        weights: with a factor of 1 or 2.
         window: the geometry; its kernel is that of the weights.
     """
-    high = split.parts[: split.outputs].permute(0, 2, 3, 1)  # (out, kernel y, kernel x, in)
-    outputs, rows, places, channels = high.shape
+    if isinstance(weights, Split):
+        parts = weights.parts[None, : weights.outputs]
+    else:
+        parts = torch.stack([weights.low.view(torch.int8), weights.high])
+    parts = parts.permute(0, 1, 3, 4, 2)  # (halves, out, kernel y, kernel x, in)
+    halves, outputs, rows, places, channels = parts.shape
     folded = places > 1 and places * channels <= _SLAB
     if folded:
-        high = high.reshape(outputs, rows, 1, places * channels)
-    depth = high.shape[-1]
+        parts = parts.reshape(halves, outputs, rows, 1, places * channels)
+    geometry, depth = parts.shape[2:4], parts.shape[-1]
     slab = min(_SLAB, _up(depth, 4))
-    tiles = torch.zeros(_up(outputs, _BLOCK), *high.shape[1:3], _up(depth, slab), dtype=torch.int8)
-    tiles[:outputs, :, :, :depth] = high
-    tiles = tiles.view(-1, _BLOCK, *high.shape[1:3], tiles.shape[-1] // slab, slab // 4, 4)
-    tiles = tiles.permute(0, 2, 3, 4, 5, 1, 6).contiguous()
-    return PackedWeights(tiles, outputs, channels, split.factor, window, folded)
+    tiles = torch.zeros(halves, _up(outputs, _BLOCK), *geometry, _up(depth, slab), dtype=torch.int8)
+    tiles[:, :outputs, :, :, :depth] = parts
+    tiles = tiles.view(halves, -1, _BLOCK, *geometry, tiles.shape[-1] // slab, slab // 4, 4)
+    tiles = tiles.permute(1, 0, 3, 4, 5, 6, 2, 7).contiguous()
+    return PackedWeights(tiles, outputs, channels, weights.factor, halves, window, folded)
 
 
 def _up(number: int, to: int) -> int:
     """Return the next multiple of `to`."""
     return -(-number // to) * to
+
+
+def _times(halves: int, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return the shape of images with so many times the channels."""
+    samples, channels, down, across = shape
+    return samples, halves * channels, down, across
 
 
 class AmxKernel:
@@ -184,8 +200,10 @@ class AmxKernel:
     ) -> Tensor:
         """Return a convolution and what follows it, (N, out, H', W') in channels_last; uint8 if rounded, else float32.
 
+        Where it is rounded to more than a byte, it is (N, 2 * out, H', W').
+
         Args:
-            x: (N, in, H, W) uint8 in channels_last.
+            x: (N, in * halves, H, W) uint8 in channels_last.
             weights: of the layer.
             affine: what follows.
             relu: replace negative values by zero, before rounding.
@@ -197,13 +215,16 @@ class AmxKernel:
         down, across = weights.window.over(*x.shape[2:])
         shape = (len(x), weights.outputs, down, across)
         dtype = torch.float32 if rounding is Rounding.NONE else torch.uint8
-        out = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        halves = 1 if rounding is Rounding.NONE else halves_of(limits[0])
+        out = torch.empty(_times(halves, shape), dtype=dtype, memory_format=torch.channels_last)
         assert len(levels) <= (MOST_LEVELS if rounding is Rounding.NONE else 0)
-        assert x.shape[1] == weights.channels
-        for tensor, kind in ((x, torch.uint8), (other, torch.float32), *((each.out, torch.uint8) for each in levels)):
-            assert tensor is None or (tensor.is_cpu and tensor.dtype is kind)
-            assert tensor is None or tensor.is_contiguous(memory_format=torch.channels_last)
-            assert tensor is None or tensor is x or tensor.shape == shape
+        given = [(x, torch.uint8, (len(x), weights.channels * weights.halves, *x.shape[2:]))]
+        given += [] if other is None else [(other, torch.float32, shape)]
+        given += [(each.out, torch.uint8, _times(halves_of(each.limits[0]), shape)) for each in levels]
+        for tensor, kind, expected in given:
+            assert tensor.is_cpu
+            assert (tensor.dtype, tuple(tensor.shape)) == (kind, expected)
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
         vectors = [values.contiguous() for values in (affine.scale, affine.bias)]  # kept alive until it has run
         assert all(each.dtype is torch.float32 and each.shape == (weights.outputs,) for each in vectors)
         written = [(each.rounding, *each.limits, each.out.data_ptr()) for each in levels]
@@ -214,9 +235,9 @@ class AmxKernel:
             None if other is None else other.data_ptr(),
             out.data_ptr() if rounding is Rounding.NONE else None,
             (_Levels * MOST_LEVELS)(*(_Levels(*each) for each in written)),
-            *(len(x), *x.shape[1:], weights.outputs, down, across),
+            *(len(x), weights.channels, *x.shape[2:], weights.outputs, down, across),
             *(size for pair in weights.window for size in pair),
-            *(weights.folded, weights.factor, relu, torch.get_num_threads(), self._scratch),
+            *(weights.folded, weights.factor, weights.halves, relu, torch.get_num_threads(), self._scratch),
         )
         if self._program.qbw_convolve(ctypes.byref(call), self._parallel):
             raise MemoryError(f"a convolution's {torch.get_num_threads()} threads found no memory to copy images to")

@@ -173,7 +173,7 @@ def _faster(
     if name == "auto" and device.type != "cpu" and integer.not_replayed is not None:
         what = f"launched one by one, they were never measured on a GPU: {integer.not_replayed}"
         return Choice(incremental, f"equal to the reference in every bit; no integers: {what}")
-    reason = f"exact convolutions of integers at 8 bits or fewer; {how}"
+    reason = f"exact convolutions of integers at {arithmetic.most_bits} bits or fewer; {how}"
     if integer.in_float32:
         name, why = next(iter(integer.in_float32.items()))
         reason += f"; {len(integer.in_float32)} layers are in float32, such as {name}: {why}"

@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from qbw_eval.engine.packing import Split
+from qbw_eval.engine.packing import Halves, Split
 from qbw_eval.engine.passes import Passes
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
-SplitOf = Callable[[int], Split | str]
+SplitOf = Callable[[int], Split | Halves | str]
 """A layer's integer weights at a bitwidth, in parts that convolve exactly; or why there are none."""
 
 
@@ -50,7 +50,8 @@ class LayerConvolution(Protocol):
         """Return max(conv(images) * scale + bias + other, 0), rounded to a grid where one is given.
 
         Args:
-            images: (N, in, H, W) uint8 in channels_last.
+            images: (N, in, H, W) uint8 in channels_last; of more than 8 bits (N, 2 * in, H, W), the low bytes of all
+                channels, then the high ones.
             bits: the layer's.
             affine: in units of `to` where there is one and nothing is added.
             relu: whether the maximum is taken.
@@ -58,7 +59,8 @@ class LayerConvolution(Protocol):
             to: the grid of the layer that reads the result.
 
         Returns:
-            (N, out, H', W') in channels_last, uint8 where rounded, else float32.
+            (N, out, H', W') in channels_last, uint8 where rounded, else float32; (N, 2 * out, H', W'), as images above,
+            where rounded to levels of more than 8 bits.
         """
         ...
 
@@ -68,15 +70,19 @@ class Arithmetic(Protocol):
 
     Attributes:
         passes: what lies between convolutions.
+        most_bits: up to which layers can run in integers: 8, or 16 in halves.
     """
 
     passes: Passes
+
+    @property
+    def most_bits(self) -> int: ...  # noqa: D102 - it stands above
 
     def why_not(self, devices: Sequence[torch.device]) -> str | None:
         """Return why it cannot be trusted with a network on these devices, as no whole sentence; None where it can."""
         ...
 
-    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | str:
+    def split(self, integers: Tensor, largest_activation: int, groups: int) -> Split | Halves | str:
         """Return integer weights (out, in / groups, kh, kw) in parts that it convolves exactly; or why it cannot."""
         ...
 

@@ -1,4 +1,4 @@
-"""Exact low-bit arithmetic: at 8 bits or fewer a quantized layer is a convolution of integers.
+"""Exact low-bit arithmetic: at few bits a quantized layer is a convolution of integers; 8 or, with AMX, 16.
 
 Every region of the network (`regions`) becomes one operation (`integer_region`): an int8 convolution that is exact
 (`convolutions`), then batch norm, sum, ReLU and the rounding for the next layer in float32, folded into one
@@ -19,7 +19,7 @@ from qbw_eval.configurations import BitwidthConfiguration
 from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.graph import TracedNetwork, trace_network
 from qbw_eval.engine.incremental import QuantizedWeights, TracedEngine, operation_of, own_layer
-from qbw_eval.engine.integer_region import MOST_BITS, IntegerRegion
+from qbw_eval.engine.integer_region import IntegerRegion
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.engine.regions import Region, find_regions
@@ -66,7 +66,7 @@ class IntegerEngine(TracedEngine):
         replaying: how its launches are recorded and replayed; None where each is launched.
 
     Attributes:
-        in_float32: layer -> why it does not run in integers at some of the options up to 8 bits.
+        in_float32: layer -> why it does not run in integers at some of the options up to `arithmetic.most_bits`.
         not_replayed: why launches are not replayed although `replaying` was given, as no whole sentence; or None.
 
     Raises:
@@ -101,9 +101,9 @@ class IntegerEngine(TracedEngine):
             regions[region.node] = IntegerRegion(region, position, reader, weights, arithmetic)
         if not regions:
             raise DeclinedError("none of its quantized layers is one that QBW knows the arithmetic of")
-        few = [bits for bits in options if bits <= MOST_BITS]
+        few = [bits for bits in options if bits <= arithmetic.most_bits]
         if not few:
-            raise DeclinedError(f"no bitwidth of {sorted(options)} is {MOST_BITS} or less")
+            raise DeclinedError(f"no bitwidth of {sorted(options)} is {arithmetic.most_bits} or less")
         with restored(model):
             whys = {
                 (layer_names[region.position], bits): why

@@ -8,15 +8,12 @@ from torch import Tensor, nn
 
 from qbw_eval.engine.convolutions import Affine, Arithmetic
 from qbw_eval.engine.incremental import QuantizedWeights
-from qbw_eval.engine.packing import Split, integers_of
-from qbw_eval.engine.passes import rounded, rows_of, shaped
+from qbw_eval.engine.packing import Halves, Split, integers_of
+from qbw_eval.engine.passes import halves_of, levels_on, rounded, rows_of, shaped
 from qbw_eval.engine.regions import Region
 from qbw_eval.engine.walk import Bits
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear, SwitchableBatchNorm2d
-
-MOST_BITS = 8
-"""The widest activations that fit into uint8."""
 
 MOST_UNIT = 2.0**50
 """How far apart levels may be; and how close, the other way round. A GPU's kernel divides by them (`triton_kernels`),
@@ -26,7 +23,7 @@ _ZERO, _NO_BOUND = torch.tensor(0.0), torch.tensor(float("-inf"))
 
 
 class IntegerRegion:
-    """A region at every bitwidth. Above 8 bits, and where no exact convolution is known, it runs in float32.
+    """A region at every bitwidth. Above those of the arithmetic, and where it knows no exact way, it runs in float32.
 
     Args:
         region: its nodes.
@@ -68,7 +65,7 @@ class IntegerRegion:
 
     def grid(self, bits: int) -> ActivationGrid | None:
         """Return what the layer's input is rounded to where the region runs in integers; None where it does not."""
-        if bits > MOST_BITS or self.why_not(bits) is not None:
+        if bits > self._arithmetic.most_bits or self.why_not(bits) is not None:
             return None
         return self.at(bits).activation_grid()
 
@@ -84,7 +81,7 @@ class IntegerRegion:
             self._whys[bits] = split if isinstance(split, str) else None
         return self._whys[bits]
 
-    def _split(self, bits: int) -> Split | str:
+    def _split(self, bits: int) -> Split | Halves | str:
         """Return the integer weights in parts that convolve exactly; or why there are none."""
         layer = self.at(bits)
         unit, grid = layer.weight_unit(), layer.activation_grid()
@@ -137,7 +134,7 @@ class IntegerRegion:
     def round_input(self, values: Sequence[Tensor], bits: Bits) -> Tensor:
         """Return the layer's input as uint8 integers; as it is where the region does not run in integers."""
         grid = self.grid(bits[self.position])
-        return values[0] if grid is None else self._rounded(values[0], grid)
+        return values[0] if grid is None else self.as_levels(values[0], grid)
 
     def run(self, values: Sequence[Tensor], bits: Bits) -> Tensor:
         """Return the region's value: float32, or uint8 integers for its reader where that runs in integers.
@@ -148,10 +145,22 @@ class IntegerRegion:
         """
         x, *others = values
         to = self.reader.grid(bits[self.reader.position]) if self.reader is not None else None
-        if self.grid(bits[self.position]) is not None:
-            return self._in_integers(x, bits, others, to)
-        y = self._in_float32(x, bits[self.position], others)
-        return y if to is None else self._rounded(y, to)
+        if self.grid(bits[self.position]) is None:
+            return self._for_reader(self._in_float32(x, bits[self.position], others), to)
+        if to is not None and halves_of(to.largest) == 2 and not self._has_the_readers_channels:
+            return self._for_reader(self._in_integers(x, bits, others, None), to)
+        return self._in_integers(x, bits, others, to)
+
+    @property
+    def _has_the_readers_channels(self) -> bool:
+        """Whether what are channels here are channels to the reader: a linear layer's are those of the last axis."""
+        return self.reader is None or isinstance(self._layer, QuantConv2d) == isinstance(
+            self.reader._layer, QuantConv2d
+        )
+
+    def _for_reader(self, y: Tensor, to: ActivationGrid | None) -> Tensor:
+        """Return a value, rounded by a pass of its own where the reader runs in integers."""
+        return y if to is None or self.reader is None else self.reader.as_levels(y, to)
 
     def _in_integers(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
         """Return the value of a region whose layer runs in integers; rounded for the layer whose grid is `to`."""
@@ -159,8 +168,7 @@ class IntegerRegion:
         of_norm = own if self.reader is None or not self.norm_follows_reader else bits[self.reader.position]
         if others and (others[0].dtype, others[0].shape) != (torch.float32, self.shape_for(x)):  # torch's rules decide
             y = self.convolution(images, own, self.affine(own, of_norm, None), relu=False, other=None, to=None)
-            y = torch.maximum(self.like_input(y, x) + others[0], self._least)
-            return y if to is None else self._rounded(y, to)
+            return self._for_reader(torch.maximum(self.like_input(y, x) + others[0], self._least), to)
         y = self.convolution(
             images,
             own,
@@ -205,10 +213,14 @@ class IntegerRegion:
         passes = self._arithmetic.passes
         return rounded(x, grid, passes.values_by_clipping, passes.values_by_step)
 
-    def _rounded(self, x: Tensor, grid: ActivationGrid) -> Tensor:
-        """Return x rounded to a layer's integers, uint8 in the shape of x; images in channels_last."""
-        passes = self._arithmetic.passes
-        return rounded(x, grid, passes.levels_by_clipping, passes.levels_by_step)
+    def as_levels(self, x: Tensor, grid: ActivationGrid) -> Tensor:
+        """Return x rounded to the layer's integers, uint8; images in channels_last.
+
+        In the shape of x, or with twice as many channels where they are wider than a byte.
+        """
+        if halves_of(grid.largest) == 1:
+            return levels_on(grid, x, self._arithmetic.passes)
+        return self.like_input(levels_on(grid, self.as_images(x), self._arithmetic.passes), x)
 
     def as_images(self, x: Tensor) -> Tensor:
         """Return the layer's input, or something of its output's shape, as (N, C, H, W) in channels_last."""

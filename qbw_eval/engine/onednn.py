@@ -23,6 +23,8 @@ class OnednnArithmetic:
         passes: what lies between convolutions, plain or compiled.
     """
 
+    most_bits = 8
+
     def __init__(self, cache_bytes: int, passes: Passes) -> None:
         self.passes = passes
         self._packed: BoundedCache[PackedConvolution] = BoundedCache(cache_bytes)

@@ -24,7 +24,10 @@ _BLOCK = 16
 """Output channels that oneDNN computes together; fewer take as long."""
 
 _NEAR = 1e-4
-"""How far from a whole number a weight over its unit may be: float32 rounding at 8 bits leaves some 3e-5."""
+"""How far from a whole number a weight over its unit may be: float32 rounding at 8 bits leaves some 3e-5.
+
+Beyond, by as much more as the largest weight is larger than those of 8 bits: 0.026 at 16 bits.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,27 @@ class Split:
     factor: int
 
 
+@dataclass(frozen=True)
+class Halves:
+    """Integer weights of up to 17 bits, w = factor * (256 * high + low) + factor - 1, with bytes for both.
+
+    Attributes:
+        high: (out, in, kh, kw) int8.
+        low: (out, in, kh, kw) uint8.
+        factor: 1; or 2, where all weights are odd.
+    """
+
+    high: Tensor
+    low: Tensor
+    factor: int
+
+
 def integers_of(weight: Tensor, unit: float) -> Tensor | None:
     """Return quantized weights over their unit as int32; None where they are no whole multiples of it."""
     multiples = weight.double() / unit
     integers = multiples.round()
-    if not bool((multiples - integers).abs().max() < _NEAR):  # also where anything is NaN
+    near = _NEAR * max(1.0, float(integers.abs().max()) / 255)
+    if not bool((multiples - integers).abs().max() < near):  # also where anything is NaN
         return None
     return integers.int()
 
@@ -82,6 +101,28 @@ def split_weights(integers: Tensor, largest_activation: int, *, pairs_saturate: 
     if max(int(high.abs().max()), int(low.abs().max())) > limit:
         return None
     return Split(torch.cat([high, low]).to(torch.int8), len(integers), len(integers), 16)
+
+
+def halve_weights(integers: Tensor, largest_activation: int) -> Halves | None:
+    """Return integer weights in halves that convolve exactly with those of activations 0..largest_activation.
+
+    The sum of what both high halves make of the low ones of the other factor is the largest that must fit into int32:
+    255 * (255 + 127) a product.
+
+    Args:
+        integers: (out, in, kh, kw).
+        largest_activation: at most 65,535.
+
+    Returns:
+        None where a sum might not fit, or a weight does not.
+    """
+    factor = 2 if bool((integers % 2 == 1).all()) else 1
+    m = (integers - factor + 1) // factor
+    if largest_activation >= 2**16 or 255 * (255 + 127) * integers[0].numel() >= 2**31:
+        return None
+    if int(m.min()) < -(2**15) or int(m.max()) >= 2**15:
+        return None
+    return Halves((m >> 8).to(torch.int8), (m & 255).to(torch.uint8), factor)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,21 @@ def levels_by_step(x: Tensor, step: Tensor, largest: Tensor) -> Tensor:
     return torch.round(torch.minimum((x / step).clamp(min=0), largest)).to(torch.uint8)
 
 
+def halves_by_clipping(x: Tensor, clipping: Tensor, largest: Tensor) -> Tensor:
+    """Return what `levels_by_clipping` does for up to 65,535 levels: (pixels, 2 * C) uint8, low bytes, then high."""
+    return _halves(torch.round(torch.minimum(x.clamp(min=0), clipping) * largest / clipping))
+
+
+def halves_by_step(x: Tensor, step: Tensor, largest: Tensor) -> Tensor:
+    """Return what `levels_by_step` does for up to 65,535 levels: (pixels, 2 * C) uint8, low bytes, then high."""
+    return _halves(torch.round(torch.minimum((x / step).clamp(min=0), largest)))
+
+
+def _halves(levels: Tensor) -> Tensor:
+    integers = levels.to(torch.int32)
+    return torch.cat([integers & 255, integers >> 8], dim=-1).to(torch.uint8)
+
+
 def combined(high: Tensor, low: Tensor, factor: Tensor, scale: Tensor, bias: Tensor, least: Tensor) -> Tensor:
     """Return max((high * factor + low) * scale + bias, least): a split convolution put together (`packing.Split`).
 
@@ -46,12 +61,12 @@ def combined(high: Tensor, low: Tensor, factor: Tensor, scale: Tensor, bias: Ten
 
 
 def values_by_clipping(x: Tensor, clipping: Tensor, largest: Tensor) -> Tensor:
-    """Return round(clamp(x, 0, clipping) * largest / clipping) * clipping / largest, for layers above 8 bits."""
+    """Return round(clamp(x, 0, clipping) * largest / clipping) * clipping / largest, for layers in float32."""
     return torch.round(torch.minimum(x.clamp(min=0), clipping) * largest / clipping) * clipping / largest
 
 
 def values_by_step(x: Tensor, step: Tensor, largest: Tensor) -> Tensor:
-    """Return clamp(round(x / step), 0, largest) * step, for layers above 8 bits."""
+    """Return clamp(round(x / step), 0, largest) * step, for layers in float32."""
     return torch.round(torch.minimum((x / step).clamp(min=0), largest)) * step
 
 
@@ -84,6 +99,8 @@ class Passes:
     compiled: bool
     levels_by_clipping: Pass = levels_by_clipping
     levels_by_step: Pass = levels_by_step
+    halves_by_clipping: Pass = halves_by_clipping
+    halves_by_step: Pass = halves_by_step
     values_by_clipping: Pass = values_by_clipping
     values_by_step: Pass = values_by_step
     added: Pass = added
@@ -119,6 +136,8 @@ def fastest_passes() -> Passes:
 def rounded(x: Tensor, grid: ActivationGrid, by_clipping: Pass, by_step: Pass) -> Tensor:
     """Return what one of two passes makes of x, the one that the grid is for; in the shape of x.
 
+    Where a pass makes halves, there are twice as many channels.
+
     Args:
         x: images in channels_last, or anything else.
         grid: what x is rounded to.
@@ -127,8 +146,23 @@ def rounded(x: Tensor, grid: ActivationGrid, by_clipping: Pass, by_step: Pass) -
     """
     rows, largest = rows_of(x), _number(grid.largest, x)
     if grid.clipping is not None:
-        return shaped(by_clipping(rows, _number(grid.clipping, x), largest), x.shape)
-    return shaped(by_step(rows, _number(grid.unit, x), largest), x.shape)
+        made = by_clipping(rows, _number(grid.clipping, x), largest)
+    else:
+        made = by_step(rows, _number(grid.unit, x), largest)
+    channels = made.shape[1]
+    return shaped(made, (len(x), channels, *x.shape[2:]) if x.ndim == 4 else (*x.shape[:-1], channels))
+
+
+def halves_of(largest: float) -> int:
+    """Return how many bytes a level takes, which are at most so large; and how many times the channels there are."""
+    return 1 if largest <= 255 else 2
+
+
+def levels_on(grid: ActivationGrid, x: Tensor, passes: Passes) -> Tensor:
+    """Return x rounded to a grid's levels: uint8, with `halves_of` times as many channels."""
+    if halves_of(grid.largest) == 1:
+        return rounded(x, grid, passes.levels_by_clipping, passes.levels_by_step)
+    return rounded(x, grid, passes.halves_by_clipping, passes.halves_by_step)
 
 
 def _number(value: float, like: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class TritonArithmetic:
         tuner: picks tiles; the device's own if left out.
     """
 
+    most_bits = _MOST_BITS
     passes = Passes(
         compiled=False,
         levels_by_clipping=lambda x, clipping, largest: _levels(x, clipping, largest, Rounding.CLIPPING),

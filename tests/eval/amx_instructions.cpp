@@ -1,6 +1,6 @@
 // AMX's instructions, one by one, on a CPU that has none: each is an illegal instruction there, and a handler of the
 // signal does what Intel's manual says (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2). The
-// seven that `amx.cpp` uses, and no others; whatever breaks a rule of the manual ends the process.
+// eight that `amx.cpp` uses, and no others; whatever breaks a rule of the manual ends the process.
 
 #include <csignal>
 #include <cstdint>
@@ -44,7 +44,8 @@ void load_config(const void *from) {
   std::memset(tiles, 0, sizeof tiles);
 }
 
-// sums(m, n) += sum over i of unsigned left(m, 4 k + i) * signed right(k, 4 n + i)
+// sums(m, n) += sum over i of unsigned left(m, 4 k + i) * right(k, 4 n + i), which has a sign or not
+template <typename Right>
 void multiply(int sums, int left, int right) {
   require(sums != left && sums != right && left != right, "a tile is used twice");
   require(config.bytes[left] == 4 * config.rows[right], "inner sizes differ");
@@ -55,7 +56,7 @@ void multiply(int sums, int left, int right) {
     for (int k = 0; k < config.bytes[left] / 4; ++k) {
       for (int n = 0; n < config.bytes[sums] / 4; ++n) {
         for (int i = 0; i < 4; ++i) {
-          row[n] += tiles[left][m][4 * k + i] * static_cast<int8_t>(tiles[right][k][4 * n + i]);
+          row[n] += tiles[left][m][4 * k + i] * static_cast<Right>(tiles[right][k][4 * n + i]);
         }
       }
     }
@@ -116,8 +117,8 @@ void handle(int, siginfo_t *, void *data) {
       if (prefix == 3) std::memset(tiles[reg][row], 0, 64), std::memcpy(tiles[reg][row], at, config.bytes[reg]);
       if (prefix == 2) std::memcpy(at, tiles[reg][row], config.bytes[reg]);
     }
-  } else if (operation == 0x5E && prefix == 1 && mode == 3) {
-    multiply(reg, rm, second);
+  } else if (operation == 0x5E && prefix <= 1 && mode == 3) {
+    prefix ? multiply<int8_t>(reg, rm, second) : multiply<uint8_t>(reg, rm, second);
   } else {
     fail("an instruction that is not AMX's, or not known here");
   }
