@@ -24,7 +24,6 @@ from qbw_eval.engine.walk import Addition, Bits, Dialled, Ride, UnreplayableErro
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, SwitchableBatchNorm2d
 
-
 _MOST_PRODUCTS = 1024
 """Of a value, up to which a convolution that is added runs in the same launch. It saves writing the values and reading
 them back, but sums of two convolutions leave registers for smaller tiles only. On an H200 that paid for 128, 384 and
