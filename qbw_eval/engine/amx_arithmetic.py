@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qbw_eval.engine.amx_kernel import AmxKernel, KernelError, Levels, PackedWeights, packed
+from qbw_eval.engine.amx_kernel import MOST_LEVELS, AmxKernel, KernelError, Levels, PackedWeights, packed
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.convolutions import (
     Affine,
@@ -21,7 +21,7 @@ from qbw_eval.engine.convolutions import (
 )
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.packing import Split, split_weights, why_not_here
-from qbw_eval.engine.passes import PLAIN, Passes
+from qbw_eval.engine.passes import PLAIN, Passes, rounded
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
 
 
@@ -55,7 +55,8 @@ class AmxArithmetic:
 
     def of_layer(self, layer: QuantConv2d | QuantLinear, split_of: SplitOf) -> "AmxConvolution":
         """Return what convolves for a layer."""
-        return AmxConvolution(layer, split_of, self._packed, self._kernel, self._onednn.of_layer(layer, split_of))
+        others = self._onednn.of_layer(layer, split_of)
+        return AmxConvolution(layer, split_of, self._packed, self._kernel, others, self.passes)
 
 
 def _is_known(split: Split, groups: int) -> bool:
@@ -65,7 +66,7 @@ def _is_known(split: Split, groups: int) -> bool:
 
 @dataclass(frozen=True)
 class AmxConvolution:
-    """See `convolutions.LayerConvolution`."""
+    """See `convolutions.ConvolutionWithLevels`."""
 
     layer: QuantConv2d | QuantLinear
     split_of: SplitOf
@@ -73,6 +74,8 @@ class AmxConvolution:
     kernel: AmxKernel
     others: LayerConvolution
     """What takes splits that the kernel does not know."""
+    passes: Passes
+    """What rounds for several readers there."""
 
     def __call__(
         self,
@@ -92,6 +95,37 @@ class AmxConvolution:
         return self.kernel.convolve(
             images, weights, affine, relu=relu, other=other, rounding=rounding, limits=limits_of(to)
         )
+
+    @property
+    def most_levels(self) -> int:
+        """For how many readers a value is rounded in the same pass."""
+        return MOST_LEVELS
+
+    def with_levels(
+        self,
+        images: Tensor,
+        bits: int,
+        affine: Affine,
+        *,
+        relu: bool,
+        other: Tensor | None,
+        to: Sequence[ActivationGrid],
+    ) -> tuple[Tensor, ...]:
+        """Return what the protocol says, in one pass."""
+        weights = self._packed(bits)
+        if weights is None:
+            y = self.others(images, bits, affine, relu=relu, other=other, to=None)
+            return (y, *(rounded(y, grid, self.passes.levels_by_clipping, self.passes.levels_by_step) for grid in to))
+        shape = (len(images), weights.outputs, *weights.window.over(*images.shape[2:]))
+        levels = [
+            Levels(
+                *(rounding_for(grid, added=True), limits_of(grid)),
+                torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last),
+            )
+            for grid in to
+        ]
+        y = self.kernel.convolve(images, weights, affine, relu=relu, other=other, levels=levels)
+        return (y, *(each.out for each in levels))
 
     def _packed(self, bits: int) -> PackedWeights | None:
         """Return the layer's weights; None where the kernel does not know them."""

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qbw_eval.engine.convolutions import Affine, Arithmetic
+from qbw_eval.engine.convolutions import Affine, Arithmetic, ConvolutionWithLevels
 from qbw_eval.engine.incremental import QuantizedWeights
 from qbw_eval.engine.packing import Split, integers_of
 from qbw_eval.engine.passes import rounded, rows_of, shaped
 from qbw_eval.engine.regions import Region
-from qbw_eval.engine.walk import Bits
+from qbw_eval.engine.walk import Bits, Rider
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear, SwitchableBatchNorm2d
 
@@ -60,6 +60,14 @@ class IntegerRegion:
         self._arithmetic = arithmetic
         self.convolution = arithmetic.of_layer(self._on_cpu, self._split)
         """What convolves for the layer."""
+        self._most_levels = 0
+        """For how many readers its value is rounded in the same pass, where that is images in float32."""
+        if (
+            reader is None
+            and isinstance(region.layer, QuantConv2d)
+            and isinstance(self.convolution, ConvolutionWithLevels)
+        ):
+            self._most_levels = self.convolution.most_levels
         self._least = (_ZERO if region.relu else _NO_BOUND).to(region.layer.weight.device)
         self._whys: dict[int, str | None] = {}
         self._scales: dict[tuple[int, int, ActivationGrid | None], Affine] = {}
@@ -68,9 +76,11 @@ class IntegerRegion:
 
     def grid(self, bits: int) -> ActivationGrid | None:
         """Return what the layer's input is rounded to where the region runs in integers; None where it does not."""
-        if bits > MOST_BITS or self.why_not(bits) is not None:
-            return None
-        return self.at(bits).activation_grid()
+        return self.at(bits).activation_grid() if self.in_integers(bits) else None
+
+    def in_integers(self, bits: int) -> bool:
+        """Return whether the layer runs in integers at so many bits; it may set them."""
+        return bits <= MOST_BITS and self.why_not(bits) is None
 
     def at(self, bits: int) -> QuantConv2d | QuantLinear:
         """Return the layer on the CPU, at so many bits."""
@@ -153,11 +163,45 @@ class IntegerRegion:
         y = self._in_float32(x, bits[self.position], others)
         return y if to is None else self._rounded(y, to)
 
+    def rides(self, bits: Bits, /) -> bool:
+        """Return whether `round_input` makes uint8 integers, which what computes the input may write along."""
+        return self.in_integers(bits[self.position])
+
+    def carries(self, bits: Bits, /) -> int:
+        """Return for how many readers `run` may round its value along."""
+        return self._most_levels if self.in_integers(bits[self.position]) else 0
+
+    def compute_with(self, values: Sequence[Tensor], bits: Bits, riders: Sequence[Rider]) -> tuple[Tensor, ...]:
+        """Return `run`'s value, then what `round_input` of each rider, a region that reads it, makes of that value."""
+        x, *others = values
+        own, grids = bits[self.position], []
+        for rider in riders:
+            assert isinstance(rider, IntegerRegion)
+            grid = rider.grid(bits[rider.position])
+            assert grid is not None
+            grids.append(grid)
+        if others and not self._adds_alike(others[0], x):
+            value = self.run(values, bits)
+            return (value, *(self._rounded(value, grid) for grid in grids))
+        assert isinstance(self.convolution, ConvolutionWithLevels)
+        return self.convolution.with_levels(
+            self.as_images(x),
+            own,
+            self.affine(own, own, None),
+            relu=self.region.relu,
+            other=self.as_images(others[0]) if others else None,
+            to=grids,
+        )
+
+    def _adds_alike(self, other: Tensor, x: Tensor) -> bool:
+        """Return whether what is added for an input x is float32 of the output's shape; else torch's rules decide."""
+        return (other.dtype, other.shape) == (torch.float32, self.shape_for(x))
+
     def _in_integers(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
         """Return the value of a region whose layer runs in integers; rounded for the layer whose grid is `to`."""
         images, own = self.as_images(x), bits[self.position]
         of_norm = own if self.reader is None or not self.norm_follows_reader else bits[self.reader.position]
-        if others and (others[0].dtype, others[0].shape) != (torch.float32, self.shape_for(x)):  # torch's rules decide
+        if others and not self._adds_alike(others[0], x):
             y = self.convolution(images, own, self.affine(own, of_norm, None), relu=False, other=None, to=None)
             y = torch.maximum(self.like_input(y, x) + others[0], self._least)
             return y if to is None else self._rounded(y, to)
