@@ -62,12 +62,9 @@ class IntegerRegion:
         """What convolves for the layer."""
         self._most_levels = 0
         """For how many readers its value is rounded in the same pass, where that is images in float32."""
-        if (
-            reader is None
-            and isinstance(region.layer, QuantConv2d)
-            and isinstance(self.convolution, ConvolutionWithLevels)
-        ):
-            self._most_levels = self.convolution.most_levels
+        if reader is None and isinstance(region.layer, QuantConv2d):
+            convolution = self.convolution
+            self._most_levels = convolution.most_levels if isinstance(convolution, ConvolutionWithLevels) else 0
         self._least = (_ZERO if region.relu else _NO_BOUND).to(region.layer.weight.device)
         self._whys: dict[int, str | None] = {}
         self._scales: dict[tuple[int, int, ActivationGrid | None], Affine] = {}
