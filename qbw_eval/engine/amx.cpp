@@ -73,7 +73,7 @@ struct Call {
   Levels levels[2];
   int64_t samples, channels, height, width, outputs, down, across;
   int64_t kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
-  int64_t folded, factor, relu, threads, scratch;
+  int64_t folded, factor, relu, streamed, threads, scratch;
 };
 
 // --- tiles: 0..3 hold sums, 4 and 5 pixels, 6 and 7 weights ----------------------------------------------------------
@@ -173,6 +173,17 @@ INLINE void stored(void *to, Vector vector, int64_t lanes) {
   }
 }
 
+// Past the caches, which hold no more of it by the time that it is read; to a multiple of 64 bytes.
+INLINE void streamed(float *to, Floats vector) {
+#ifdef __AVX512F__
+  _mm512_stream_ps(to, (__m512)vector);
+#else
+  __m128 parts[4];
+  std::memcpy(parts, &vector, sizeof vector);
+  for (int64_t i = 0; i < 4; ++i) _mm_stream_ps(to + 4 * i, parts[i]);
+#endif
+}
+
 INLINE Bytes levels_of(Floats value, const Levels &levels) {
   const Floats zero{}, largest = zero + levels.largest, unit = zero + levels.unit;
   value = value > zero ? value : zero;  // which NaN becomes
@@ -237,7 +248,7 @@ INLINE void finish_rows(const Call &call, const Places &places, Finishing &what,
   const int32_t *const windows = what.line->windows, *const sums = what.sums;
   const float *const other = call.other;
   float *const values = call.values;
-  const bool relu = call.relu;
+  const bool relu = call.relu, streams = call.streamed;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t number = from + row;
     if (image[number] >= images) continue;
@@ -248,7 +259,13 @@ INLINE void finish_rows(const Call &call, const Places &places, Finishing &what,
       Floats value = __builtin_convertvector(sum, Floats) * scale[column] + bias[column];
       if (ADD) value = value + loaded<Floats, WHOLE>(other + at, n);
       if (KIND != kLevels && relu) value = value <= zero ? zero : value;  // NaN stays; levels are not negative anyway
-      if (KIND == kValues || (KIND == kAny && values)) stored<WHOLE>(values + at, value, n);
+      if (KIND == kValues || (KIND == kAny && values)) {
+        if (WHOLE && streams) {
+          streamed(values + at, value);
+        } else {
+          stored<WHOLE>(values + at, value, n);
+        }
+      }
       if (KIND == kLevels || (KIND == kAny && first.rounding)) stored<WHOLE>(first.out + at, levels_of(value, first), n);
       if (KIND == kAny && second.rounding) stored<WHOLE>(second.out + at, levels_of(value, second), n);
     }
@@ -684,6 +701,7 @@ void run(void *data) {
   const Finish finish = finish_of(call);
   Tiles tiles(plan.slab);
   for (; item < items; item = job.next.fetch_add(1)) run_item(call, plan, item, tiles, work, finish);
+  _mm_sfence();  // what was streamed is there for other threads
 }
 
 }  // namespace

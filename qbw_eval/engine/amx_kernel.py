@@ -32,6 +32,9 @@ MOST_LEVELS = 2
 SCRATCH = 2**20
 """Bytes of images that a thread copies at a time; with the weights they are to stay in a core's own cache."""
 
+STREAMED = 12 * 2**20
+"""Bytes of float32 values from which on they are written past the caches: what is written otherwise is read first."""
+
 _SOURCE = Path(__file__).with_name("amx.cpp")
 _BLOCK, _SLAB = 16, 64
 """Outputs and channels of a tile."""
@@ -70,7 +73,7 @@ _POINTERS = ("x", "weights", "scale", "bias", "other", "values")
 _SIZES = (
     *("samples", "channels", "height", "width", "outputs", "down", "across"),
     *(f"{what}_{axis}" for what in Window._fields for axis in "yx"),
-    *("folded", "factor", "relu", "threads", "scratch"),
+    *("folded", "factor", "relu", "streamed", "threads", "scratch"),
 )
 
 
@@ -156,15 +159,17 @@ class AmxKernel:
     Args:
         emulated: whether tiles are plain loops, which run everywhere, slowly.
         scratch: bytes of images that a thread copies at a time, if one row of them is not more.
+        streamed: see `STREAMED`.
 
     Raises:
         KernelError: it cannot run here.
     """
 
-    def __init__(self, *, emulated: bool = False, scratch: int = SCRATCH) -> None:
+    def __init__(self, *, emulated: bool = False, scratch: int = SCRATCH, streamed: int = STREAMED) -> None:
         if not emulated:
             _check_cpu()
         self._scratch = scratch
+        self._streamed = streamed
         self._program = program_with(EMULATED_FLAGS if emulated else REAL_FLAGS)
         if self._program.qbw_allow_tiles():
             raise KernelError("the system does not let it use AMX")
@@ -209,6 +214,8 @@ class AmxKernel:
         written = [(each.rounding, *each.limits, each.out.data_ptr()) for each in levels]
         if rounding is not Rounding.NONE:
             written = [(rounding, *limits, out.data_ptr())]
+        whole_lines = weights.outputs % _BLOCK == 0 and out.data_ptr() % _SLAB == 0
+        streamed = rounding is Rounding.NONE and whole_lines and out.nbytes >= self._streamed
         call = _Call(
             *(x.data_ptr(), weights.tiles.data_ptr(), *(values.data_ptr() for values in vectors)),
             None if other is None else other.data_ptr(),
@@ -216,7 +223,7 @@ class AmxKernel:
             (_Levels * MOST_LEVELS)(*(_Levels(*each) for each in written)),
             *(len(x), *x.shape[1:], weights.outputs, down, across),
             *(size for pair in weights.window for size in pair),
-            *(weights.folded, weights.factor, relu, torch.get_num_threads(), self._scratch),
+            *(weights.folded, weights.factor, relu, streamed, torch.get_num_threads(), self._scratch),
         )
         if self._program.qbw_convolve(ctypes.byref(call), self._parallel):
             raise MemoryError(f"a convolution's {torch.get_num_threads()} threads found no memory to copy images to")

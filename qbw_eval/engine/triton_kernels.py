@@ -484,7 +484,7 @@ def _convolution(
         added = tl.load(other + first + at, mask=mask, other=0.0)
     if ADD or CONVOLVED:
         value = value + added
-    if RELU:
+    if RELU and VALUES:  # levels are not negative anyway
         value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if VALUES:
         tl.store(out + first + at, value, mask=mask)

@@ -37,14 +37,18 @@ _TILES = (
     Tile(32, 64, 128, warps=4, stages=4),
     Tile(32, 32, 128, warps=4, stages=4),
 )
-_WITH_ADDITION = tuple(
-    tile._replace(early=early) for tile in (Tile(64, 64, 64), Tile(128, 32, 64)) for early in (False, True)
+_WITH_ADDITION = (
+    Tile(64, 64, 64),
+    Tile(64, 64, 64, early=True),
+    Tile(64, 64, 64, warps=8),
+    Tile(128, 32, 64),
 )
 _WITH_CONVOLUTION = (
     Tile(64, 64, 64),
     Tile(64, 64, 128, warps=4, stages=3),
     Tile(64, 128, 64, warps=8),
     Tile(128, 64, 64, warps=8),
+    Tile(64, 64, 64, warps=8),
     Tile(128, 32, 64),
     Tile(64, 32, 128),
     Tile(32, 64, 128),

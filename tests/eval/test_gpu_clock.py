@@ -1,4 +1,4 @@
-"""What is measured on a GPU is what passes there: on a device and a host that are simulated, one slower than the other."""
+"""What is measured on a GPU is what passes there: on a simulated device and host, one slower than the other."""
 
 import contextlib
 import itertools
