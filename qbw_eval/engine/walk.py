@@ -265,7 +265,8 @@ class Program:
         """Return the walk over the configurations: lexicographic order, least work, every value dropped when it can be.
 
         A value's last use is the last one before it is computed again; the result's use is being handed out. What is
-        computed along is out of date whenever its carrier is, and has used the carrier's value once that is computed.
+        computed along is out of date whenever its carrier is, and has used the carrier's value once that is computed;
+        itself it carries nobody.
         """
         order = sorted(range(len(configurations)), key=lambda position: configurations[position].bitwidths)
         runs: list[list[tuple[int, ...]]] = []  # per step: an operation, and those that are computed along with it
