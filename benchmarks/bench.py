@@ -59,7 +59,7 @@ def measure_all(
 ) -> Iterator[list[Figure]]:
     """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any.
 
-    Unless quick, the answers' intervals are tried on so many simulations of every kind. Of a GPU what it changes.
+    Quick: the first workload alone, unless others are asked for. Otherwise the answers' intervals are tried on so many simulations of every kind. Of a GPU what it changes.
     """
     if device.type == "cuda":
         yield from gpu_figures(device, effort, quick=quick, only=only)
@@ -75,7 +75,7 @@ def measure_all(
             yield recommendation_figures()
             tell(f"trying the report's intervals on {trials} simulations of every kind")
             yield from ([share.figure()] for share in all_shares(trials))
-    for workload in WORKLOADS[:1] if quick else WORKLOADS:
+    for workload in WORKLOADS[:1] if quick and not only else WORKLOADS:
         if only and not any(words in workload.label for words in only):
             continue
         prepared = prepare(workload, device)
@@ -94,7 +94,7 @@ def measure_all(
 
 @click.command()
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file.")
-@click.option("--quick", is_flag=True, help="Only the first workload, in few rounds (under 3 minutes).")
+@click.option("--quick", is_flag=True, help="In few rounds; the first workload alone, unless --only.")
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:INDEX.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice unless given.")
 @click.option("--rounds", type=click.IntRange(min=1), help=f"Rounds; {_ROUNDS}, or at most {_FEW_ROUNDS} with --quick.")
