@@ -59,7 +59,8 @@ def measure_all(
 ) -> Iterator[list[Figure]]:
     """Yield group after group of figures; of the workloads in whose label one of `only` stands, where there are any.
 
-    Quick: the first workload alone, unless others are asked for. Otherwise the answers' intervals are tried on so many simulations of every kind. Of a GPU what it changes.
+    Quick: the first workload alone, unless others are asked for. Otherwise the answers' intervals are tried on so many
+    simulations of every kind. Of a GPU what it changes.
     """
     if device.type == "cuda":
         yield from gpu_figures(device, effort, quick=quick, only=only)
