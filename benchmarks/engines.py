@@ -231,7 +231,7 @@ def share_of_macs(prepared: Prepared, configurations: Sequence[BitwidthConfigura
     done = sum(
         macs[layer]
         for step in engine.program.plan(configurations)
-        for number, _ in step.run
+        for number in step.numbers
         for layer in engine.program.operations[number - 1].layers
     )
     return done / (sum(macs) * len(configurations))

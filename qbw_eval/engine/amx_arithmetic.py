@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qbw_eval.engine.amx_kernel import AmxKernel, KernelError, Levels, PackedWeights, packed
+from qbw_eval.engine.amx_kernel import MOST_LEVELS, AmxKernel, KernelError, Levels, PackedWeights, packed
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.convolutions import (
     Affine,
@@ -73,7 +73,7 @@ def _is_known(split: Split | Halves, groups: int) -> bool:
 
 @dataclass(frozen=True)
 class AmxConvolution:
-    """See `convolutions.LayerConvolution`."""
+    """See `convolutions.ConvolutionWithLevels`."""
 
     layer: QuantConv2d | QuantLinear
     split_of: SplitOf
@@ -82,6 +82,7 @@ class AmxConvolution:
     others: LayerConvolution
     """What takes splits that the kernel does not know."""
     passes: Passes
+    """What rounds where the kernel does not convolve."""
 
     def __call__(
         self,
@@ -110,6 +111,38 @@ class AmxConvolution:
             return self.others(images, bits, affine, relu=relu, other=other, to=to)
         value = self.others(images, bits, affine, relu=relu, other=other, to=None)
         return levels_on(replace(to, clipping=None, unit=1.0) if other is None else to, value, self.passes)
+
+    @property
+    def most_levels(self) -> int:
+        """For how many readers a value is rounded in the same pass."""
+        return MOST_LEVELS
+
+    def with_levels(
+        self,
+        images: Tensor,
+        bits: int,
+        affine: Affine,
+        *,
+        relu: bool,
+        other: Tensor | None,
+        to: Sequence[ActivationGrid],
+    ) -> tuple[Tensor, ...]:
+        """Return what the protocol says, in one pass."""
+        weights = self._packed(bits)
+        if weights is None:
+            y = self.others(images, bits, affine, relu=relu, other=other, to=None)
+            return (y, *(levels_on(grid, y, self.passes) for grid in to))
+        places = weights.window.over(*images.shape[2:])
+        shapes = [(len(images), weights.outputs * halves_of(grid.largest), *places) for grid in to]
+        levels = [
+            Levels(
+                *(rounding_for(grid, added=True), limits_of(grid)),
+                torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last),
+            )
+            for grid, shape in zip(to, shapes, strict=True)
+        ]
+        y = self.kernel.convolve(images, weights, affine, relu=relu, other=other, levels=levels)
+        return (y, *(each.out for each in levels))
 
     def _packed(self, bits: int) -> PackedWeights | None:
         """Return the layer's weights; None where the kernel does not know them."""

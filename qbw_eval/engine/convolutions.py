@@ -8,7 +8,7 @@ one rounding each.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -61,6 +61,38 @@ class LayerConvolution(Protocol):
         Returns:
             (N, out, H', W') in channels_last, uint8 where rounded, else float32; (N, 2 * out, H', W'), as images above,
             where rounded to levels of more than 8 bits.
+        """
+        ...
+
+
+@runtime_checkable
+class ConvolutionWithLevels(LayerConvolution, Protocol):
+    """One that rounds a value for several readers as it makes it, without reading it from memory again."""
+
+    @property
+    def most_levels(self) -> int:
+        """For how many readers at most."""
+        ...
+
+    def with_levels(
+        self,
+        images: Tensor,
+        bits: int,
+        affine: Affine,
+        *,
+        relu: bool,
+        other: Tensor | None,
+        to: Sequence[ActivationGrid],
+    ) -> tuple[Tensor, ...]:
+        """Return max(conv(images) * scale + bias + other, 0) in float32, then the same rounded to each grid, uint8.
+
+        Args:
+            images: (N, in, H, W) uint8 in channels_last.
+            bits: the layer's.
+            affine: in units of no grid.
+            relu: whether the maximum is taken.
+            other: (N, out, H', W') float32, or None.
+            to: the grids of the layers that read the result, at most `most_levels`.
         """
         ...
 

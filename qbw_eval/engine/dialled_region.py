@@ -46,7 +46,7 @@ class _Form:
 
 
 class DialledRegion:
-    """See `walk.Carrier`; the twin of `IntegerRegion.run`.
+    """See `walk.DialledCarrier`; the twin of `IntegerRegion.run`.
 
     Args:
         region: one whose arithmetic is Triton's.
@@ -268,7 +268,7 @@ class DialledRegion:
 
 
 class DialledRounding:
-    """See `walk.Rider`; the twin of `IntegerRegion.round_input`.
+    """See `walk.DialledRider`; the twin of `IntegerRegion.round_input`.
 
     Args:
         region: the region.

@@ -61,10 +61,10 @@ class TracedEngine:
         if leaves is None:  # other containers than the graph was made for: only the network knows what to do with them
             yield from self._whole.logits(inputs, configurations)
             return
-        if self._planned[0] is not configurations:  # the same for every batch
-            self._planned = configurations, self.program.plan(configurations)
         with restored(self._model):
             self._model.eval()
+            if self._planned[0] is not configurations:  # the same for every batch
+                self._planned = configurations, self.program.plan(configurations)
             yield from self.program.walk(leaves, configurations, self._planned[1], self._set)
 
     def peak_bytes(self, inputs: Any, configurations: Sequence[BitwidthConfiguration]) -> int:
@@ -79,9 +79,9 @@ class TracedEngine:
             live = _storages(computed)
             peaks.append(sum(size for pointer, size in live.items() if pointer not in _storages(batch)))
 
-        steps = self.program.plan(configurations)[:2]
         with restored(self._model):
             self._model.eval()
+            steps = self.program.plan(configurations)[:2]
             for _ in self.program.walk(self._leaves(inputs), configurations, steps, self._set, watch):
                 pass
         return max(peaks)

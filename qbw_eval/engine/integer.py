@@ -244,6 +244,7 @@ def _program(
                     layers=frozenset([region.position]),
                     compute=region.round_input,
                     dialled=None if replaying is None else replaying.rounding(region, options),
+                    rider=region,
                 )
             )
         number[node] = add(
@@ -253,6 +254,7 @@ def _program(
                 layers=region.positions,
                 compute=region.run,
                 dialled=None if replaying is None else replaying.region(region, options),
+                carrier=region,
             )
         )
     return Program(operations)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qbw_eval.engine.convolutions import Affine, Arithmetic
+from qbw_eval.engine.convolutions import Affine, Arithmetic, ConvolutionWithLevels
 from qbw_eval.engine.incremental import QuantizedWeights
 from qbw_eval.engine.packing import Halves, Split, integers_of
 from qbw_eval.engine.passes import halves_of, levels_on, rounded, rows_of, shaped
 from qbw_eval.engine.regions import Region
-from qbw_eval.engine.walk import Bits
+from qbw_eval.engine.walk import Bits, Rider
 from qbw_eval.quantization.bitwidths import set_bitwidth
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear, SwitchableBatchNorm2d
+
+_BITS_OF_A_BYTE = 8
 
 MOST_UNIT = 2.0**50
 """How far apart levels may be; and how close, the other way round. A GPU's kernel divides by them (`triton_kernels`),
@@ -57,6 +59,11 @@ class IntegerRegion:
         self._arithmetic = arithmetic
         self.convolution = arithmetic.of_layer(self._on_cpu, self._split)
         """What convolves for the layer."""
+        self._most_levels = 0
+        """For how many readers its value is rounded in the same pass, where that is images in float32."""
+        if reader is None and isinstance(region.layer, QuantConv2d):
+            convolution = self.convolution
+            self._most_levels = convolution.most_levels if isinstance(convolution, ConvolutionWithLevels) else 0
         self._least = (_ZERO if region.relu else _NO_BOUND).to(region.layer.weight.device)
         self._whys: dict[int, str | None] = {}
         self._scales: dict[tuple[int, int, ActivationGrid | None], Affine] = {}
@@ -65,9 +72,11 @@ class IntegerRegion:
 
     def grid(self, bits: int) -> ActivationGrid | None:
         """Return what the layer's input is rounded to where the region runs in integers; None where it does not."""
-        if bits > self._arithmetic.most_bits or self.why_not(bits) is not None:
-            return None
-        return self.at(bits).activation_grid()
+        return self.at(bits).activation_grid() if self.in_integers(bits) else None
+
+    def in_integers(self, bits: int) -> bool:
+        """Return whether the layer runs in integers at so many bits; it may set them."""
+        return bits <= self._arithmetic.most_bits and self.why_not(bits) is None
 
     def at(self, bits: int) -> QuantConv2d | QuantLinear:
         """Return the layer on the CPU, at so many bits."""
@@ -162,11 +171,50 @@ class IntegerRegion:
         """Return a value, rounded by a pass of its own where the reader runs in integers."""
         return y if to is None or self.reader is None else self.reader.as_levels(y, to)
 
+    def rides(self, bits: Bits, /) -> bool:
+        """Return whether `round_input` makes integers that what computes the input may write along.
+
+        Where they take two bytes, they are channels to both: a linear layer's are those of the last axis.
+        """
+        bits_here = bits[self.position]
+        narrow = bits_here <= _BITS_OF_A_BYTE
+        return self.in_integers(bits_here) and (narrow or isinstance(self._layer, QuantConv2d))
+
+    def carries(self, bits: Bits, /) -> int:
+        """Return for how many readers `run` may round its value along."""
+        return self._most_levels if self.in_integers(bits[self.position]) else 0
+
+    def compute_with(self, values: Sequence[Tensor], bits: Bits, riders: Sequence[Rider]) -> tuple[Tensor, ...]:
+        """Return `run`'s value, then what `round_input` of each rider, a region that reads it, makes of that value."""
+        x, *others = values
+        own, grids = bits[self.position], []
+        for rider in riders:
+            assert isinstance(rider, IntegerRegion)
+            grid = rider.grid(bits[rider.position])
+            assert grid is not None
+            grids.append((rider, grid))
+        if others and not self._adds_alike(others[0], x):
+            value = self.run(values, bits)
+            return (value, *(rider.as_levels(value, grid) for rider, grid in grids))
+        assert isinstance(self.convolution, ConvolutionWithLevels)
+        return self.convolution.with_levels(
+            self.as_images(x),
+            own,
+            self.affine(own, own, None),
+            relu=self.region.relu,
+            other=self.as_images(others[0]) if others else None,
+            to=[grid for _, grid in grids],
+        )
+
+    def _adds_alike(self, other: Tensor, x: Tensor) -> bool:
+        """Return whether what is added for an input x is float32 of the output's shape; else torch's rules decide."""
+        return (other.dtype, other.shape) == (torch.float32, self.shape_for(x))
+
     def _in_integers(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
         """Return the value of a region whose layer runs in integers; rounded for the layer whose grid is `to`."""
         images, own = self.as_images(x), bits[self.position]
         of_norm = own if self.reader is None or not self.norm_follows_reader else bits[self.reader.position]
-        if others and (others[0].dtype, others[0].shape) != (torch.float32, self.shape_for(x)):  # torch's rules decide
+        if others and not self._adds_alike(others[0], x):
             y = self.convolution(images, own, self.affine(own, of_norm, None), relu=False, other=None, to=None)
             return self._for_reader(torch.maximum(self.like_input(y, x) + others[0], self._least), to)
         y = self.convolution(

@@ -30,7 +30,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.engine.walk import Addition, Bits, Carrier, Operation, Program, Ride, Rider, UnreplayableError
+from qbw_eval.engine.walk import (
+    Addition,
+    Bits,
+    DialledCarrier,
+    DialledRider,
+    Operation,
+    Program,
+    Ride,
+    UnreplayableError,
+    riders_of,
+)
 
 MOST_RECORDINGS = 64
 """Sets of operations that are recorded one by one; with more of them, each is from its first operation on."""
@@ -324,7 +334,7 @@ class _Track:
         form, dial, out = self._forms[number - 1], self._dials[number - 1], self._place(number)
         if number not in self._riders and number not in self._summands:
             return (dialled.run(inputs, form, dial, out),)
-        assert isinstance(dialled, Carrier)
+        assert isinstance(dialled, DialledCarrier)
         rides = [self._ride(rider) for rider in self._riders.get(number, ())]
         return dialled.run_with(inputs, form, dial, out, rides, self._addition(self._summands.get(number)))
 
@@ -333,7 +343,7 @@ class _Track:
 
     def _ride(self, number: int) -> Ride:
         rider = self._program.operations[number - 1].dialled
-        assert isinstance(rider, Rider)
+        assert isinstance(rider, DialledRider)
         return Ride(rider, self._forms[number - 1], self._dials[number - 1], self._place(number))
 
     def _addition(self, number: int | None) -> Addition | None:
@@ -423,7 +433,7 @@ def _course(
     program: Program, configurations: Sequence[BitwidthConfiguration], positions: Sequence[int], device: torch.device
 ) -> _Course:
     steps = program.plan([configurations[position] for position in positions])
-    runs = [tuple(number for number, _ in step.run) for step in steps]
+    runs = [step.numbers for step in steps]
     if len(set(runs)) > MOST_RECORDINGS:
         last = len(program.operations)
         runs = [tuple(range(min(run, default=last), last + 1)) for run in runs]
@@ -442,18 +452,11 @@ def _course(
 
 
 def _riders_of(program: Program, forms: Forms) -> dict[int, tuple[int, ...]]:
-    """Return which operations others are computed along with, and which: each reads nothing else."""
-    riders: dict[int, tuple[int, ...]] = {}
-    for number, operation in enumerate(program.operations, start=1):
-        rider = operation.dialled
-        if not isinstance(rider, Rider) or len(operation.inputs) != 1 or not rider.rides(forms[number - 1]):
-            continue
-        (source,) = operation.inputs
-        carrier = program.operations[source - 1].dialled if source else None
-        others = riders.get(source, ())
-        if isinstance(carrier, Carrier) and len(others) < carrier.carries(forms[source - 1]):
-            riders[source] = (*others, number)
-    return riders
+    """Return which operations others are computed along with, and which."""
+    dialled = [operation.dialled for operation in program.operations]
+    riders = [each if isinstance(each, DialledRider) else None for each in dialled]
+    carriers = [each if isinstance(each, DialledCarrier) else None for each in dialled]
+    return riders_of(program.operations, riders, carriers, forms)
 
 
 def _summands_of(program: Program, forms: Forms) -> dict[int, int]:
@@ -464,7 +467,7 @@ def _summands_of(program: Program, forms: Forms) -> dict[int, int]:
         source = operation.inputs[-1] if len(operation.inputs) > 1 else 0
         carrier, summand = operation.dialled, program.operations[source - 1].dialled if source else None
         if (
-            isinstance(carrier, Carrier)
+            isinstance(carrier, DialledCarrier)
             and summand is not None
             and readers[source] == operation.inputs.count(source) == 1
             and source not in summands

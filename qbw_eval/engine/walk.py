@@ -3,9 +3,11 @@
 As in a build system: an operation is out of date when the bits of a layer it depends on, itself or through its inputs,
 have changed since it last ran. Configurations are walked in lexicographic order of their bits in forward order, which
 changes early layers rarely; every value is dropped after its last use, which is known because the whole order is.
+
+What reads one value alone may be computed along with it, in one call (`Rider`): that saves reading the value again.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -56,13 +58,65 @@ class Dialled(Protocol):
         ...
 
 
-@runtime_checkable
-class Rider(Dialled, Protocol):
-    """An operation that may be computed along, in the very launch that computes its only input."""
+class Rider(Protocol):
+    """An operation that may be computed along, in the very call that computes its only input; the same bits."""
 
-    def rides(self, form: Hashable) -> bool:
-        """Return whether it may, in this form."""
+    def rides(self, form: Any, /) -> bool:
+        """Return whether it may, in this form; where it is walked, at these bits."""
         ...
+
+
+class Carrier(Protocol):
+    """An operation whose call may compute others along: those that read its value."""
+
+    def carries(self, form: Any, /) -> int:
+        """Return how many at most, in this form; where it is walked, at these bits."""
+        ...
+
+
+def riders_of(
+    operations: "Sequence[Operation]",
+    riders: Sequence[Rider | None],
+    carriers: Sequence[Carrier | None],
+    forms: Sequence[Any],
+) -> dict[int, tuple[int, ...]]:
+    """Return which operations others are computed along with, and which: each reads nothing else; the first ones first.
+
+    Args:
+        operations: of a program.
+        riders: what each operation is as a rider; None for one that is none.
+        carriers: the same as a carrier.
+        forms: of each.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    for number, (operation, rider) in enumerate(zip(operations, riders, strict=True), start=1):
+        if rider is None or len(operation.inputs) != 1 or not rider.rides(forms[number - 1]):
+            continue
+        (source,) = operation.inputs
+        carrier = carriers[source - 1] if source else None
+        others = found.get(source, ())
+        if carrier is not None and len(others) < carrier.carries(forms[source - 1]):
+            found[source] = (*others, number)
+    return found
+
+
+class WalkedCarrier(Carrier, Protocol):
+    """See `Carrier`; where it is walked."""
+
+    def compute_with(self, inputs: Sequence[Any], bits: Bits, riders: Sequence[Rider]) -> tuple[Any, ...]:
+        """Return its value, then those of its riders; the same bits as `Operation.compute` of each.
+
+        Args:
+            inputs: their values.
+            bits: of every layer.
+            riders: what is computed along; `Operation.rider` of each.
+        """
+        ...
+
+
+@runtime_checkable
+class DialledRider(Dialled, Rider, Protocol):
+    """See `Rider`; with bits as data."""
 
 
 class Ride(NamedTuple):
@@ -75,7 +129,7 @@ class Ride(NamedTuple):
         out: where its value may be written; new memory if None.
     """
 
-    rider: Rider
+    rider: DialledRider
     form: Hashable
     dial: Tensor
     out: Tensor | None
@@ -98,12 +152,8 @@ class Addition(NamedTuple):
 
 
 @runtime_checkable
-class Carrier(Dialled, Protocol):
-    """An operation whose launch may compute others along: those that read its value, and the one that it adds."""
-
-    def carries(self, form: Hashable) -> int:
-        """Return how many that read its value at most, in this form."""
-        ...
+class DialledCarrier(Dialled, Carrier, Protocol):
+    """See `Carrier`; with bits as data. Its launch may compute along the operation that it adds, too."""
 
     def adds(self, form: Hashable, summand: Dialled, of_summand: Hashable) -> bool:
         """Return whether it may compute its last input along, which is that operation's value, in these forms."""
@@ -145,6 +195,8 @@ class Operation:
         compute: a pure function of its inputs and those bits; it changes no input, and does not depend on what was
             walked before.
         dialled: the same with bits as data; None where nobody knows how, or there are no layers.
+        rider: the same along with its only input; None where that is not known.
+        carrier: the same with others along that read its value; None where that is not known.
     """
 
     name: str
@@ -152,6 +204,22 @@ class Operation:
     layers: frozenset[int]
     compute: Compute
     dialled: Dialled | None = None
+    rider: Rider | None = None
+    carrier: WalkedCarrier | None = None
+
+
+class Turn(NamedTuple):
+    """What is computed in one call.
+
+    Attributes:
+        number: the operation.
+        drop: the values that have no use after it.
+        along: the operations that are computed along, which all come later in the program, and read nothing else.
+    """
+
+    number: int
+    drop: tuple[int, ...]
+    along: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,13 +228,18 @@ class Step:
 
     Attributes:
         position: of the configuration in the list that was handed in.
-        run: the operations that are out of date, in program order, each with the values that have no use after it.
+        run: the operations that are out of date, in program order but for those that are computed along.
         drop: the values that have no use after the configuration's result.
     """
 
     position: int
-    run: tuple[tuple[int, tuple[int, ...]], ...]
+    run: tuple[Turn, ...]
     drop: tuple[int, ...]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All operations that are out of date, in program order."""
+        return tuple(sorted(number for turn in self.run for number in (turn.number, *turn.along)))
 
 
 class Program:
@@ -185,14 +258,18 @@ class Program:
         for operation in operations:
             inherited = (self.depends_on[position] for position in operation.inputs)
             self.depends_on.append(operation.layers.union(*inherited))
+        self._riders = [operation.rider for operation in self.operations]
+        self._carriers = [operation.carrier for operation in self.operations]
 
     def plan(self, configurations: Sequence[BitwidthConfiguration]) -> list[Step]:
         """Return the walk over the configurations: lexicographic order, least work, every value dropped when it can be.
 
-        A value's last use is the last one before it is computed again; the result's use is being handed out.
+        A value's last use is the last one before it is computed again; the result's use is being handed out. What is
+        computed along is out of date whenever its carrier is, and has used the carrier's value once that is computed;
+        itself it carries nobody.
         """
         order = sorted(range(len(configurations)), key=lambda position: configurations[position].bitwidths)
-        runs: list[list[int]] = []
+        runs: list[list[tuple[int, ...]]] = []  # per step: an operation, and those that are computed along with it
         drops: dict[tuple[int, int], list[int]] = {}  # (step, index in its run; len(run): after the result) -> values
         last_use: dict[int, tuple[int, int]] = {}
         before: Bits | None = None
@@ -200,15 +277,21 @@ class Program:
         for step, position in enumerate(order):
             bits = configurations[position].bitwidths
             changed = {layer for layer, value in enumerate(bits) if before is None or value != before[layer]}
+            riders = riders_of(self.operations, self._riders, self._carriers, [bits] * result)
+            computed: set[int] = set()
             runs.append([])
             for number, operation in enumerate(self.operations, start=1):
-                if before is not None and not changed & self.depends_on[number]:
+                if number in computed or (before is not None and not changed & self.depends_on[number]):
                     continue
-                if number in last_use:
-                    drops.setdefault(last_use[number], []).append(number)
+                together = (number, *riders.get(number, ()))
+                for each in together:
+                    if each in last_use:
+                        drops.setdefault(last_use[each], []).append(each)
                 use = (step, len(runs[-1]))
-                last_use.update(dict.fromkeys((input_ for input_ in operation.inputs if input_ != 0), use))
-                runs[-1].append(number)
+                used = operation.inputs if len(together) == 1 else (*operation.inputs, number)
+                last_use.update(dict.fromkeys((value for value in used if value != 0), use))
+                computed.update(together)
+                runs[-1].append(together)
             last_use[result] = (step, len(runs[-1]))
             before = bits
         for number, use in last_use.items():
@@ -216,7 +299,10 @@ class Program:
         return [
             Step(
                 position=position,
-                run=tuple((number, tuple(drops.get((step, index), ()))) for index, number in enumerate(runs[step])),
+                run=tuple(
+                    Turn(number, tuple(drops.get((step, index), ())), tuple(along))
+                    for index, (number, *along) in enumerate(runs[step])
+                ),
                 drop=tuple(drops.get((step, len(runs[step])), ())),
             )
             for step, position in enumerate(order)
@@ -237,21 +323,29 @@ class Program:
             configurations: what `steps` was planned for.
             steps: from `plan`.
             enter: called with the bits of each configuration before anything of it is computed.
-            watch: called with all values that live, the batch first, after every operation.
+            watch: called with all values that live, the batch first, after every turn.
         """
         values: dict[int, Any] = {0: batch}
         for step in steps:
             bits = configurations[step.position].bitwidths
             enter(bits)
-            for number, drop in step.run:
-                operation = self.operations[number - 1]
-                inputs = [values[position] for position in operation.inputs]
-                values[number] = operation.compute(inputs, bits)
-                del inputs  # or what is dropped next would live on
+            for turn in step.run:
+                values |= self._computed(turn, values, bits)
                 if watch is not None:
                     watch(values.values())
-                for position in drop:
+                for position in turn.drop:
                     del values[position]
             yield step.position, values[len(self.operations)]
             for position in step.drop:
                 del values[position]
+
+    def _computed(self, turn: Turn, values: Mapping[int, Any], bits: Bits) -> dict[int, Any]:
+        """Return the values of an operation and of those that are computed along; it keeps none of them."""
+        operation = self.operations[turn.number - 1]
+        inputs = [values[position] for position in operation.inputs]
+        if not turn.along:
+            return {turn.number: operation.compute(inputs, bits)}
+        riders = [rider for number in turn.along if (rider := self._riders[number - 1]) is not None]
+        assert operation.carrier is not None
+        found = operation.carrier.compute_with(inputs, bits, riders)
+        return dict(zip((turn.number, *turn.along), found, strict=True))

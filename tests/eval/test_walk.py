@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_networks import configurations_of
 
 from qbw_eval.configurations import BitwidthConfiguration
-from qbw_eval.engine.walk import Bits, Operation, Program, Step
+from qbw_eval.engine.walk import Bits, Operation, Program, Rider, Step, Turn
 
 # --- a program that writes down what it does -------------------------------------------------------------------------
 
@@ -25,7 +25,11 @@ class Value:
 
 
 class Computed:
-    """The compute function of one operation, which notes every call in a list that all share."""
+    """The compute function of one operation, which notes every call in a list that all share.
+
+    It carries as many others as bits of the first layer that it looks at say, two where it looks at none; and rides
+    unless one of its bits is above 4.
+    """
 
     def __init__(self, name: str, layers: frozenset[int], calls: list["Call"]) -> None:
         self.name, self.layers, self.calls = name, layers, calls
@@ -34,6 +38,22 @@ class Computed:
         value = Value(text_of(self.name, [value.text for value in inputs], self.layers, bits))
         self.calls.append(Call(self.name, tuple(map(id, inputs)), id(value), weakref.ref(value)))
         return value
+
+    def rides(self, bits: Bits, /) -> bool:
+        return all(bits[layer] <= 4 for layer in self.layers)
+
+    def carries(self, bits: Bits, /) -> int:
+        return {2: 2, 4: 1, 8: 0}[bits[min(self.layers)]] if self.layers else 2
+
+    def compute_with(self, inputs: Sequence[Value], bits: Bits, riders: Sequence[Rider]) -> tuple[Value, ...]:
+        value = self(inputs, bits)
+        assert 0 < len(riders) <= self.carries(bits)
+        along = []
+        for rider in riders:
+            assert isinstance(rider, Computed)
+            assert rider.rides(bits)
+            along.append(rider([value], bits))
+        return (value, *along)
 
 
 @dataclass(frozen=True)
@@ -48,13 +68,23 @@ def text_of(name: str, inputs: Sequence[str], layers: frozenset[int], bits: Bits
     return f"{name}({', '.join(inputs)}; {[bits[layer] for layer in sorted(layers)]})"
 
 
-def program_of(parts: Sequence[tuple[tuple[int, ...], frozenset[int]]]) -> tuple[Program, list[Call]]:
-    """Return a program of (inputs, layers), operation n called "n", and the list that its calls are noted in."""
+def program_of(
+    parts: Sequence[tuple[tuple[int, ...], frozenset[int]]], *, rides: bool = False
+) -> tuple[Program, list[Call]]:
+    """Return a program of (inputs, layers), operation n called "n", and the list that its calls are noted in.
+
+    Args:
+        parts: of the program.
+        rides: whether operations may be computed along with others.
+    """
     calls: list[Call] = []
-    operations = [
-        Operation(name=str(number), inputs=inputs, layers=layers, compute=Computed(str(number), layers, calls))
-        for number, (inputs, layers) in enumerate(parts, start=1)
-    ]
+    operations = []
+    for number, (inputs, layers) in enumerate(parts, start=1):
+        computed = Computed(str(number), layers, calls)
+        along = computed if rides else None
+        operations.append(
+            Operation(name=str(number), inputs=inputs, layers=layers, compute=computed, rider=along, carrier=along)
+        )
     return Program(operations), calls
 
 
@@ -115,11 +145,11 @@ def walked(
 
 
 @MODERATE
-@given(programs(), configuration_lists)
+@given(programs(), configuration_lists, st.booleans())
 def test_every_result_is_that_of_recomputing_everything_and_each_comes_once(
-    parts: list[tuple[tuple[int, ...], frozenset[int]]], configurations: list[BitwidthConfiguration]
+    parts: list[tuple[tuple[int, ...], frozenset[int]]], configurations: list[BitwidthConfiguration], rides: bool
 ) -> None:
-    program, _ = program_of(parts)
+    program, _ = program_of(parts, rides=rides)
     found = walked(program, configurations)
     assert sorted(position for position, _ in found) == list(range(len(configurations)))
     for position, text in found:
@@ -158,12 +188,42 @@ def test_what_runs_is_what_a_changed_layer_can_reach_and_nothing_else(
 
 @MODERATE
 @given(programs(), configuration_lists)
-def test_a_value_lives_from_its_computation_to_its_last_use_and_no_longer(
+def test_what_may_be_computed_along_is_whatever_reads_one_value_alone_the_first_ones_first(
     parts: list[tuple[tuple[int, ...], frozenset[int]]], configurations: list[BitwidthConfiguration]
 ) -> None:
-    """A model of time: one tick an operation, one a result; a value is needed until the last tick that reads it."""
-    program, calls = program_of(parts)
+    """Whether it is or not, it is computed as often; and by itself where its carrier is up to date, or rides itself."""
+    (apart, calls_apart), (program, calls) = program_of(parts), program_of(parts, rides=True)
+    plan = program.plan(configurations)
+    for step, alone in zip(plan, apart.plan(configurations), strict=True):
+        bits = configurations[step.position].bitwidths
+        assert step.numbers == alone.numbers == tuple(turn.number for turn in alone.run)
+        carriers = [operation.compute for operation in program.operations]
+        expected: dict[int, list[int]] = {}
+        for number in step.numbers:
+            (source, *others), rider = parts[number - 1][0] or (0,), carriers[number - 1]
+            carrier = carriers[source - 1]
+            assert isinstance(rider, Computed)
+            assert isinstance(carrier, Computed)
+            rides_itself = any(source in riders for riders in expected.values())
+            if source in step.numbers and not others and rider.rides(bits) and not rides_itself:
+                found = expected.setdefault(source, [])
+                found += [number] * (len(found) < carrier.carries(bits))
+        assert {turn.number: list(turn.along) for turn in step.run if turn.along} == {
+            source: riders for source, riders in expected.items() if riders
+        }
+    assert sorted(walked(program, configurations)) == sorted(walked(apart, configurations))
+    assert sorted(call.name for call in calls) == sorted(call.name for call in calls_apart)
+
+
+@MODERATE
+@given(programs(), configuration_lists, st.booleans())
+def test_a_value_lives_from_its_computation_to_its_last_use_and_no_longer(
+    parts: list[tuple[tuple[int, ...], frozenset[int]]], configurations: list[BitwidthConfiguration], rides: bool
+) -> None:
+    """A model of time: one tick a turn, one a result; a value is needed until the last tick that reads it."""
+    program, calls = program_of(parts, rides=rides)
     seen: list[tuple[str, set[int], set[int]]] = []  # per tick: what it was, values listed, values that exist
+    called: list[int] = []  # per tick: how many calls there were by then
 
     def living() -> set[int]:
         return {number for number, call in enumerate(calls) if call.reference() is not None}
@@ -173,6 +233,7 @@ def test_a_value_lives_from_its_computation_to_its_last_use_and_no_longer(
         assert batch.text == "batch"
         numbers = {call.value: number for number, call in enumerate(calls) if call.reference() is not None}
         seen.append(("computed", {numbers[id(value)] for value in others}, living()))
+        called.append(len(calls))
 
     steps = program.plan(configurations)
     batch = Value("batch")
@@ -182,6 +243,7 @@ def test_a_value_lives_from_its_computation_to_its_last_use_and_no_longer(
         results.append(next(number for number in living() if calls[number].reference() is value))
         del value  # or the walk would seem to keep it
         seen.append(("result", living(), living()))
+        called.append(len(calls))
     assert living() == set(), "nothing is kept in the end"
 
     made: dict[int, int] = {}  # identity -> the call that made the value that has it now
@@ -192,13 +254,14 @@ def test_a_value_lives_from_its_computation_to_its_last_use_and_no_longer(
             last_read[results[result_number]] = tick
             result_number += 1
             continue
-        call = calls[call_number]
-        for identity in call.inputs:
-            if identity != id(batch):
-                last_read[made[identity]] = tick
-        made[call.value] = call_number
-        born[call_number] = tick
-        call_number += 1
+        assert call_number < called[tick]
+        for call in calls[call_number : called[tick]]:
+            for identity in call.inputs:
+                if identity != id(batch):
+                    last_read[made[identity]] = tick
+            made[call.value] = call_number
+            born[call_number] = tick
+            call_number += 1
     assert call_number == len(calls)
     for tick, (_, listed, existing) in enumerate(seen):
         needed = {number for number in born if born[number] <= tick <= last_read[number]}
@@ -207,11 +270,14 @@ def test_a_value_lives_from_its_computation_to_its_last_use_and_no_longer(
 
 
 @MODERATE
-@given(programs(), configuration_lists, st.integers(0, 7))
+@given(programs(), configuration_lists, st.integers(0, 7), st.booleans())
 def test_a_walk_that_is_given_up_keeps_nothing(
-    parts: list[tuple[tuple[int, ...], frozenset[int]]], configurations: list[BitwidthConfiguration], after: int
+    parts: list[tuple[tuple[int, ...], frozenset[int]]],
+    configurations: list[BitwidthConfiguration],
+    after: int,
+    rides: bool,
 ) -> None:
-    program, calls = program_of(parts)
+    program, calls = program_of(parts, rides=rides)
     walk = program.walk(Value("batch"), configurations, program.plan(configurations))
     deque(itertools.islice(walk, after), maxlen=0)  # a loop's variable would keep the last result
     walk.close()
@@ -228,11 +294,33 @@ def test_a_plan_written_out() -> None:
     program, _ = program_of(DIAMOND)
     configurations = configurations_of((4, 2, 8, 2), (2, 2, 4, 2), (2, 2, 2, 2), (2, 2, 2, 2))
     assert program.plan(configurations) == [
-        Step(position=2, run=((1, ()), (2, ()), (3, ()), (4, (3,))), drop=()),
+        Step(position=2, run=(Turn(1, ()), Turn(2, ()), Turn(3, ()), Turn(4, (3,))), drop=()),
         Step(position=3, run=(), drop=(4,)),
-        Step(position=1, run=((3, (1,)), (4, (2, 3))), drop=(4,)),
-        Step(position=0, run=((1, ()), (2, ()), (3, (1,)), (4, (2, 3))), drop=(4,)),
+        Step(position=1, run=(Turn(3, (1,)), Turn(4, (2, 3))), drop=(4,)),
+        Step(position=0, run=(Turn(1, ()), Turn(2, ()), Turn(3, (1,)), Turn(4, (2, 3))), drop=(4,)),
     ]
+
+
+def test_a_plan_with_riders_written_out() -> None:
+    """Both branches are computed along where their bits and the carrier's allow it, and alone where only they changed.
+
+    What nobody reads any more but those that were computed along has no use after it.
+    """
+    program, calls = program_of(DIAMOND, rides=True)
+    configurations = configurations_of((2, 2, 2, 2), (2, 2, 4, 2), (2, 4, 8, 2), (4, 2, 2, 2), (8, 2, 2, 2))
+    assert program.plan(configurations) == [
+        Step(position=0, run=(Turn(1, (), (2, 3)), Turn(4, (3,))), drop=(4,)),
+        Step(position=1, run=(Turn(3, ()), Turn(4, (2, 3))), drop=(4,)),
+        Step(position=2, run=(Turn(2, ()), Turn(3, (1,)), Turn(4, (2, 3))), drop=(4,)),
+        Step(position=3, run=(Turn(1, (), (2,)), Turn(3, (1,)), Turn(4, (2, 3))), drop=(4,)),
+        Step(position=4, run=(Turn(1, ()), Turn(2, ()), Turn(3, (1,)), Turn(4, (2, 3))), drop=(4,)),
+    ]
+    last = program.plan(configurations[:1])
+    assert last == [Step(position=0, run=(Turn(1, (1,), (2, 3)), Turn(4, (2, 3))), drop=(4,))]
+    assert [text for _, text in walked(program, configurations)] == [
+        naive_result(program, configuration.bitwidths) for configuration in configurations
+    ]
+    assert len(calls) == 4 + 2 + 3 + 4 + 4
 
 
 def test_no_configurations_no_steps() -> None:
