@@ -6,7 +6,9 @@ AMX's tiles are emulated by loops, and its instructions one by one; where there 
 import copy
 import ctypes
 import itertools
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ from qbw_eval.engine.amx_kernel import (
     AmxKernel,
     KernelError,
     Levels,
+    compile_to,
     packed,
     program_with,
     why_no_tiles,
@@ -276,6 +279,22 @@ def test_a_kernel_without_the_high_halves_is_found_out(kernel: AmxKernel) -> Non
     assert why_inexact(Faulty()) == "AMX's convolution of integers is not exact here"
 
 
+def test_with_amx_halves_are_multiplied_without_anything_else_on_the_way(tmp_path: Path) -> None:
+    """Four tiles are loaded for four multiplications; sums are put together and rounded in registers, 64 bits each."""
+    try:
+        compile_to(tmp_path / "amx.s", (*REAL_FLAGS, "-S"))
+    except KernelError as error:
+        pytest.skip(f"this compiler knows no AMX: {error}")
+    assembly = (tmp_path / "amx.s").read_text()
+    inner = re.search(r"tdpbuud[^\n]*tmm0\n((?:(?!tmm0\n).)*?)tdpbusd[^\n]*tmm3\n", assembly, flags=re.DOTALL)
+    assert inner is not None
+    assert [len(re.findall(what, inner[1])) for what in ("tdpbusd", "tdpbuud", "tileloadd")] == [1, 1, 2]
+    assert not re.search(r"mov\S*\s+%\w+, *-?\w*\(", inner[1])
+    conversions = re.findall(r"vcvtqq2ps\s+(\S+), (\S+)", assembly)
+    assert conversions
+    assert all("zmm" in source and "ymm" in to for source, to in conversions)
+
+
 # --- passes ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +319,7 @@ def test_a_pass_makes_halves_of_the_levels(largest: int, clipping: float | None)
 
 
 @ONLY_IN_FULL
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor, of itself
 def test_compiled_passes_make_the_same_halves() -> None:
     passes = fastest_passes()
     values = images(torch.randn(3, 40, 5, 7, generator=torch.Generator().manual_seed(0)))
