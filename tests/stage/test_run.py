@@ -509,7 +509,7 @@ def test_ctrl_c_keeps_finished_parts_and_the_same_command_completes_them(
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate()
-    assert (process.returncode, stdout) == (130, "")
+    assert (process.returncode, stdout) == (130, ""), stderr
     kept = re.fullmatch(
         rf"{re.escape(ENGINE)}\nepoch_003.pt \(incremental\): \d+ configurations\n"
         rf"qbw-eval: error: interrupted; (\d+) new rows are kept in {re.escape(str(records))} "
