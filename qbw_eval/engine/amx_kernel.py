@@ -9,15 +9,10 @@ AMX multiplies a tile of 16 x 64 uint8 by one of 64 x 16 int8 in 16 cycles. oneD
 split weights together, adding and rounding to passes of their own, which take as long as the convolutions. Here they
 are done to one block of sums while the next is multiplied. The bits are those of `passes`, and of Triton's kernel.
 
-The compiler writes into a folder that nobody else may enter and that is gone at once: no library lies about that others
-might replace. Threads are torch's own. Whatever has no AMX may run the same program with its tiles *emulated* by loops,
-for tests.
+Threads are torch's own. Whatever has no AMX may run the same program with its tiles *emulated* by loops, for tests.
 """
 
 import ctypes
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qbw_eval.engine.compiled import KernelError, compiled, torch_threads
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
 from qbw_eval.engine.packing import Halves, Split
-from qbw_eval.engine.passes import COMPILERS, halves_of
+from qbw_eval.engine.passes import halves_of
 
 MOST_LEVELS = 2
 """How many tensors of levels a call writes, at most."""
@@ -38,13 +34,9 @@ SCRATCH = 2**20
 STREAMED = 12 * 2**20
 """Bytes of float32 values from which on they are written past the caches: what is written otherwise is read first."""
 
-_SOURCE = Path(__file__).with_name("amx.cpp")
+SOURCE = Path(__file__).with_name("amx.cpp")
 _BLOCK, _SLAB = 16, 64
 """Outputs and channels of a tile."""
-
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
-_EXACT_FLAGS = ("-ffp-contract=off", "-fwrapv", "-fno-math-errno")
-"""Nothing is contracted, and int32 wraps around; that errno is left alone changes no value."""
 
 REAL_FLAGS = (
     *("-DQBW_TILES", "-mamx-tile", "-mamx-int8"),
@@ -57,10 +49,6 @@ EMULATED_FLAGS = ("-march=native", "-O1")
 
 _NEEDED = {"amx_tile", "amx_int8", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
 """What Linux calls that in /proc/cpuinfo, where the system lets programs use it."""
-
-
-class KernelError(Exception):
-    """There is no such kernel here; the text says why and is no whole sentence."""
 
 
 class _Levels(ctypes.Structure):
@@ -189,7 +177,7 @@ class AmxKernel:
         self._program = program_with(EMULATED_FLAGS if emulated else REAL_FLAGS)
         if self._program.qbw_allow_tiles():
             raise KernelError("the system does not let it use AMX")
-        self._parallel = _torch_threads()
+        self._parallel = torch_threads()
 
     def convolve(
         self,
@@ -268,62 +256,12 @@ def _check_cpu() -> None:
         raise KernelError(why)
 
 
-def _torch_threads() -> int:
-    """Return the address of GOMP_parallel in the library that torch's own threads come from, whichever that is.
-
-    Every OpenMP runtime has it that GCC's or Clang's programs may be linked with. It is looked for where torch's own
-    library would find it, so that no second runtime, with threads of its own, is ever started.
-
-    Raises:
-        KernelError: torch has no such threads.
-    """
-    assert torch.__file__ is not None
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        address = ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        raise KernelError("torch's threads are not OpenMP's") from None
-    assert address is not None
-    return address
-
-
-def compile_to(library: Path, flags: Sequence[str]) -> None:
-    """Compile the program.
-
-    Args:
-        library: the file to be written.
-        flags: besides those that every variant has.
-
-    Raises:
-        KernelError: there is no compiler, or it fails.
-    """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise KernelError("no C++ compiler is found")
-    command = [compiler, *_FLAGS, *_EXACT_FLAGS, *flags, "-o", str(library), str(_SOURCE)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelError(f"its C++ compiler does not run ({type(error).__name__})") from None
-    if done.returncode:
-        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
-        raise KernelError(f"its C++ compiler fails ({next((line for line in lines if 'error' in line), lines[0])})")
-
-
 def program_with(flags: Sequence[str]) -> ctypes.CDLL:
     """Return the program, compiled with these flags and loaded.
 
     Raises:
         KernelError: there is no compiler, it fails, or what it makes cannot be loaded.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "amx.so"
-        compile_to(library, flags)
-        try:
-            program = ctypes.CDLL(str(library))
-        except OSError as error:
-            raise KernelError(f"what is compiled cannot be loaded ({error})") from None
+    program = compiled(SOURCE, flags, _Call)
     program.qbw_convolve.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-    program.qbw_call_bytes.restype = ctypes.c_int64
-    assert program.qbw_call_bytes() == ctypes.sizeof(_Call)
     return program

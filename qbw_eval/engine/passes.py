@@ -1,14 +1,10 @@
-"""What lies between integer convolutions: element by element, one pass over memory each where a compiler is present.
+"""What lies between integer convolutions, element by element, in plain torch: the definition of every bit.
 
-Plain torch runs every operation of an expression as a pass of its own; torch.compile makes one of them all. Level
-counts, scales and bounds are tensors, so that no bitwidth compiles anything anew. Both ways give the same bits:
-multiplications and additions are not contracted (Inductor compiles with -ffp-contract=off).
+Plain torch runs every operation of an expression as a pass of its own; `compiled_passes` has one for all of it.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,10 +12,6 @@ from torch import Tensor
 from qbw_eval.quantization.layers import ActivationGrid
 
 Pass = Callable[..., Tensor]
-
-COMPILERS = ("c++", "g++", "clang++")
-"""Looked for in this order."""
-
 
 def levels_by_clipping(x: Tensor, clipping: Tensor, largest: Tensor) -> Tensor:
     """Return round(clamp(x, 0, clipping) * largest / clipping) as uint8: DoReFa (clipping 1) and PACT."""
@@ -110,27 +102,6 @@ class Passes:
 
 
 PLAIN = Passes(compiled=False)
-
-
-@cache
-def fastest_passes() -> Passes:
-    """Return compiled passes where torch.compile finds a C++ compiler and it works, else plain ones."""
-    if not any(map(shutil.which, COMPILERS)):
-        return PLAIN
-    passes = Passes(
-        compiled=True,
-        **{
-            field.name: torch.compile(getattr(PLAIN, field.name), dynamic=True)
-            for field in fields(Passes)
-            if field.name != "compiled"
-        },
-    )
-    try:
-        with torch.no_grad():  # compiling for the mode that engines run in
-            passes.added(torch.zeros(4, 16), torch.zeros(4, 16), torch.zeros(()))
-    except Exception:  # a compiler that is there and does not work fails in many ways
-        return PLAIN
-    return passes
 
 
 def rounded(x: Tensor, grid: ActivationGrid, by_clipping: Pass, by_step: Pass) -> Tensor:
