@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.engine.choose import Engine
+from qbw_eval.engine.compiled_passes import fastest_passes
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import IntegerEngine
-from qbw_eval.engine.passes import Passes, fastest_passes
+from qbw_eval.engine.passes import Passes
 from qbw_eval.engine.tally import predictions_of
 from qbw_eval.networks.resnet import ResNet, Shape
 from qbw_eval.quantization.bitwidths import common_options, quantized_layers

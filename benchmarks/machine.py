@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from qbw_eval.engine.compiled_passes import fastest_passes
 from qbw_eval.engine.packing import why_not_here
-from qbw_eval.engine.passes import fastest_passes
 
 
 def machine_line(device: torch.device) -> str:

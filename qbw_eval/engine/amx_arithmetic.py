@@ -7,8 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qbw_eval.engine.amx_kernel import MOST_LEVELS, AmxKernel, KernelError, Levels, PackedWeights, packed
+from qbw_eval.engine.amx_kernel import MOST_LEVELS, AmxKernel, Levels, PackedWeights, packed
 from qbw_eval.engine.cache import BoundedCache
+from qbw_eval.engine.compiled import KernelError
 from qbw_eval.engine.convolutions import (
     Affine,
     LayerConvolution,

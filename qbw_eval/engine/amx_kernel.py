@@ -260,7 +260,7 @@ def program_with(flags: Sequence[str]) -> ctypes.CDLL:
     """Return the program, compiled with these flags and loaded.
 
     Raises:
-        KernelError: there is no compiler, it fails, or what it makes cannot be loaded.
+        KernelError: see `compiled.compiled`.
     """
     program = compiled(SOURCE, flags, _Call)
     program.qbw_convolve.argtypes = (ctypes.c_void_p, ctypes.c_void_p)

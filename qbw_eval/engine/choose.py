@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, kernel_here
+from qbw_eval.engine.compiled_passes import fastest_passes
 from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.cuda_graphs import CudaLane, seconds_on
 from qbw_eval.engine.graph import UntraceableError
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine, Replaying
 from qbw_eval.engine.onednn import OnednnArithmetic
-from qbw_eval.engine.passes import fastest_passes
 from qbw_eval.engine.reference import ReferenceEngine
 from qbw_eval.engine.replay import Replay
 from qbw_eval.memory import is_out_of_memory
@@ -28,8 +28,8 @@ ENGINES = ("auto", "reference", "incremental", "integer")
 WORTH_COMPILING = 10**11
 """Multiply-accumulates of one configuration on all samples (about 2 s on two cores) from which `auto` takes integers.
 
-Compiling what lies between convolutions takes half a minute, and rows of two engines are no series: so the choice must
-depend on the network and the data alone, not on how many configurations are asked for.
+Compiling what lies between convolutions, packing weights and trying them takes seconds, and rows of two engines are no
+series: so the choice must depend on the network and the data alone, not on how many configurations are asked for.
 """
 
 WORTH_COMPILING_ON_GPU = 10**12

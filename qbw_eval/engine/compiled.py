@@ -58,15 +58,15 @@ def compiled(source: Path, flags: Sequence[str], call: type[ctypes.Structure]) -
         call: what it is called with, which has the same fields.
 
     Raises:
-        KernelError: there is no compiler, it fails, or what it makes cannot be loaded.
+        KernelError: there is no compiler, it fails, or what it makes cannot be written or loaded.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / f"{source.stem}.so"
-        compile_to(library, source, flags)
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / f"{source.stem}.so"
+            compile_to(library, source, flags)
             program = ctypes.CDLL(str(library))
-        except OSError as error:
-            raise KernelError(f"what is compiled cannot be loaded ({error})") from None
+    except OSError as error:
+        raise KernelError(f"what is compiled cannot be loaded ({error})") from None
     program.qbw_call_bytes.restype = ctypes.c_int64
     assert program.qbw_call_bytes() == ctypes.sizeof(call)
     return program

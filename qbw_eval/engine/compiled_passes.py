@@ -1,9 +1,9 @@
 """What lies between convolutions, compiled from C++ of our own (`passes.cpp`): one pass over memory each.
 
-Plain torch runs every operation of an expression as a pass of its own, and gives the same bits, wherever its own do not
-depend on where in a tensor an element lies: those that say that it is NaN, and the sign of max(-0, 0), which is that of
-0 here. What the loops do not know is left to plain torch: other types than float32, values of a row that do not lie side
-by side, other devices, gradients.
+Plain torch runs every operation of an expression as a pass of its own, and gives the same bits wherever its own do not
+depend on where in a tensor an element lies. They do in two cases: which NaN it is, and the sign of max(-0, 0), which is
+that of 0 here. What the loops do not know is left to plain torch: other types than float32, values of a row that do not
+lie side by side, other devices, gradients.
 """
 
 import ctypes
@@ -70,7 +70,7 @@ def fastest_passes() -> Passes:
     run.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
 
     def start(number: int, call: _Call) -> bool:
-        return run(number, ctypes.byref(call), parallel) == 0
+        return bool(run(number, ctypes.byref(call), parallel) == 0)
 
     return Passes(compiled=True, **{name: _CompiledPass(name, start) for name in _KINDS})
 

@@ -20,7 +20,7 @@ constexpr int64_t kItems = 4;              // a thread's: what one is late with,
 // `compiled_passes._Call` is the same. Numbers are pointed to as well; values of a row are adjacent.
 struct Call {
   const float *x, *low, *other, *scale, *bias;
-  const float *unit;   // a clipping value, a step, or the factor between high and low
+  const float *unit;   // a clipping value, a step, or the factor between x (high) and low
   const float *bound;  // the largest level, or the least value
   void *out;           // contiguous
   int64_t rows, columns;
@@ -53,7 +53,7 @@ constexpr bool makes_values(Pass pass) { return pass >= kValuesByClipping && pas
 inline float at_least(float bound, float x) { return bound > x ? bound : x; }
 inline float at_most(float bound, float x) { return bound < x ? bound : x; }
 
-// Writes one row, or as many elements as there are where no pass cares for columns.
+// Writes one row; or, where a pass cares for no columns, as many elements from there on.
 template <Pass pass, bool one_low>
 void write(const Call &call, int64_t row, int64_t columns) {
   const float *x = call.x + row * call.x_stride;
@@ -96,9 +96,10 @@ void write(const Call &call, int64_t row, int64_t columns) {
 // Writes rows begin to end.
 template <Pass pass>
 void write_rows(const Call &call, int64_t begin, int64_t end) {
-  const bool together = call.x_stride == call.columns && (!adds(pass) || call.other_stride == call.columns);
-  if (!combines(pass) && !makes_halves(pass) && together) return write<pass, false>(call, begin, (end - begin) * call.columns);
-  if (combines(pass) && call.low_columns == 1) {
+  const bool adjacent = call.x_stride == call.columns && (!adds(pass) || call.other_stride == call.columns);
+  if (adjacent && !combines(pass) && !makes_halves(pass)) {
+    write<pass, false>(call, begin, (end - begin) * call.columns);
+  } else if (combines(pass) && call.low_columns == 1) {
     for (int64_t row = begin; row < end; ++row) write<pass, combines(pass)>(call, row, call.columns);
   } else {
     for (int64_t row = begin; row < end; ++row) write<pass, false>(call, row, call.columns);
@@ -108,10 +109,9 @@ void write_rows(const Call &call, int64_t begin, int64_t end) {
 using Writer = void (*)(const Call &, int64_t, int64_t);
 
 constexpr Writer kWriters[] = {
-    write_rows<kLevelsByClipping>, write_rows<kLevelsByStep>, write_rows<kHalvesByClipping>,
-    write_rows<kHalvesByStep>,     write_rows<kValuesByClipping>, write_rows<kValuesByStep>,
-    write_rows<kAdded>,            write_rows<kCombined>, write_rows<kCombinedAndAdded>,
-    write_rows<kCombinedLevels>,
+    write_rows<kLevelsByClipping>, write_rows<kLevelsByStep>,     write_rows<kHalvesByClipping>, write_rows<kHalvesByStep>,
+    write_rows<kValuesByClipping>, write_rows<kValuesByStep>,     write_rows<kAdded>,            write_rows<kCombined>,
+    write_rows<kCombinedAndAdded>, write_rows<kCombinedLevels>,
 };
 
 struct Job {

@@ -13,6 +13,7 @@ from qbw_eval.quantization.layers import ActivationGrid
 
 Pass = Callable[..., Tensor]
 
+
 def levels_by_clipping(x: Tensor, clipping: Tensor, largest: Tensor) -> Tensor:
     """Return round(clamp(x, 0, clipping) * largest / clipping) as uint8: DoReFa (clipping 1) and PACT."""
     return torch.round(torch.minimum(x.clamp(min=0), clipping) * largest / clipping).to(torch.uint8)

@@ -26,19 +26,19 @@ from qbw_eval.engine.amx_arithmetic import AmxArithmetic, kernel_here, why_inexa
 from qbw_eval.engine.amx_kernel import (
     EMULATED_FLAGS,
     REAL_FLAGS,
+    SOURCE,
     AmxKernel,
-    KernelError,
     Levels,
-    compile_to,
     packed,
     program_with,
     why_no_tiles,
 )
 from qbw_eval.engine.choose import _arithmetic_on
+from qbw_eval.engine.compiled import COMPILERS, KernelError, compile_to
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.packing import Split, split_weights, why_not_here
-from qbw_eval.engine.passes import COMPILERS, PLAIN
+from qbw_eval.engine.passes import PLAIN
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C++ compiler")
 
@@ -471,7 +471,7 @@ def test_threads_are_torchs_own(kernel: AmxKernel) -> None:
 def assembly(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("amx") / "amx.s"
     try:
-        compile_to(path, (*REAL_FLAGS, "-S"))
+        compile_to(path, SOURCE, (*REAL_FLAGS, "-S"))
     except KernelError as error:
         pytest.skip(f"this compiler knows no AMX: {error}")
     return path.read_text()

@@ -9,7 +9,7 @@ import torch
 from random_networks import configurations_of, layer_names_of, naive_logits, randomize
 from torch import Tensor, nn
 
-from qbw_eval.engine import choose, passes
+from qbw_eval.engine import choose
 from qbw_eval.engine.choose import (
     ENGINES,
     WORTH_COMPILING,
@@ -40,7 +40,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes half a minute; `test_passes` does it once."""
+    """Compiling takes a second; `test_passes` does it once."""
     monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN)
     monkeypatch.setattr(choose, "kernel_here", lambda: "it has no AMX")  # or reasons depend on the machine
 
@@ -349,31 +349,3 @@ def test_choosing_leaves_bits_and_mode_as_they_were(make: Callable[[], nn.Module
     assert get_bitwidths(net) == bits
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
-
-
-# --- compilers ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("found", ["c++", "g++", "clang++"])
-def test_one_compiler_is_enough(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == found else None)
-    monkeypatch.setattr("torch.compile", lambda function, **_options: function)
-    assert passes.fastest_passes.__wrapped__().compiled
-
-
-def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda _name: None)
-    monkeypatch.setattr("torch.compile", lambda *_, **__: pytest.fail("nothing is there to compile with"))
-    assert passes.fastest_passes.__wrapped__() is PLAIN
-
-
-def test_a_compiler_that_does_not_work_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_nothing(_function: object, **_options: object) -> Callable[..., Tensor]:
-        def fail(*_arguments: object) -> Tensor:
-            raise RuntimeError("g++: fatal error: no input files")
-
-        return fail
-
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr("torch.compile", compile_nothing)
-    assert passes.fastest_passes.__wrapped__() is PLAIN

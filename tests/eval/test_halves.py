@@ -33,18 +33,19 @@ from qbw_eval.engine.amx_arithmetic import AmxArithmetic, why_inexact
 from qbw_eval.engine.amx_kernel import (
     EMULATED_FLAGS,
     REAL_FLAGS,
+    SOURCE,
     AmxKernel,
-    KernelError,
     Levels,
-    compile_to,
     packed,
     program_with,
     why_no_tiles,
 )
+from qbw_eval.engine.compiled import COMPILERS, KernelError, compile_to
+from qbw_eval.engine.compiled_passes import fastest_passes
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.packing import Halves, halve_weights, integers_of, split_weights, why_not_here
-from qbw_eval.engine.passes import COMPILERS, PLAIN, fastest_passes, levels_on
+from qbw_eval.engine.passes import PLAIN, levels_on
 from qbw_eval.quantization.bitwidths import common_options
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantizedLayer, Quantizers, QuantLinear
 
@@ -282,7 +283,7 @@ def test_a_kernel_without_the_high_halves_is_found_out(kernel: AmxKernel) -> Non
 def test_with_amx_halves_are_multiplied_without_anything_else_on_the_way(tmp_path: Path) -> None:
     """Four tiles are loaded for four multiplications; sums are put together and rounded in registers, 64 bits each."""
     try:
-        compile_to(tmp_path / "amx.s", (*REAL_FLAGS, "-S"))
+        compile_to(tmp_path / "amx.s", SOURCE, (*REAL_FLAGS, "-S"))
     except KernelError as error:
         pytest.skip(f"this compiler knows no AMX: {error}")
     assembly = (tmp_path / "amx.s").read_text()
@@ -318,8 +319,6 @@ def test_a_pass_makes_halves_of_the_levels(largest: int, clipping: float | None)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-@ONLY_IN_FULL
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor, of itself
 def test_compiled_passes_make_the_same_halves() -> None:
     passes = fastest_passes()
     values = images(torch.randn(3, 40, 5, 7, generator=torch.Generator().manual_seed(0)))

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from qbw_eval.configurations import sample
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, AmxConvolution
 from qbw_eval.engine.amx_kernel import MOST_LEVELS
+from qbw_eval.engine.compiled import COMPILERS
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.integer_region import IntegerRegion
 from qbw_eval.engine.packing import why_not_here
-from qbw_eval.engine.passes import COMPILERS, PLAIN
+from qbw_eval.engine.passes import PLAIN
 from qbw_eval.networks.resnet import ResNet, Shape
 from qbw_eval.quantization.bitwidths import common_options
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, Quantizers

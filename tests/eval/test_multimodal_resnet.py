@@ -437,7 +437,7 @@ def test_integers_stray_from_float64_no_more_often_than_the_reference(
 def test_the_fastest_engine_is_found_on_nested_inputs_and_lsq_plus_keeps_to_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN_PASSES)  # compiling takes long, for the same bits
+    monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN_PASSES)  # compiling takes a second, for the same bits
     inputs = inputs_of(2, seed=0)
     for settings, name in ((QUANTIZERS["dorefa"], "integer"), (QUANTIZERS["lsqplus"], "incremental")):
         network = network_of("resnet18", Quantizers(options=(2, 4, 8), **settings), width=4)

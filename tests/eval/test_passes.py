@@ -1,6 +1,10 @@
 """What lies between integer convolutions: NumPy's float32 in every bit, compiled or not."""
 
+import itertools
+import os
 import shutil
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qbw_eval.engine.passes import PLAIN, Passes, fastest_passes
+from qbw_eval.engine.compiled import COMPILERS
+from qbw_eval.engine.compiled_passes import fastest_passes
+from qbw_eval.engine.passes import PLAIN, Passes
 
 Floats = np.ndarray
 MODERATE = settings(max_examples=50, deadline=None)  # the machine may be busy
@@ -121,17 +127,183 @@ def test_a_sum_is_rounded_once_an_operation_and_never_fused() -> None:
 # --- compiled -------------------------------------------------------------------------------------------------------
 
 
-HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
+NAN = float("nan")
+INFINITE = float("inf")
+SPECIAL = torch.tensor(
+    [NAN, INFINITE, -INFINITE, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 0.5, 1.5, 2.5, 254.5, 255.5]
+)
+THREADED = 40_000
+"""Pixels for two threads and more."""
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler to compile with")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor, of itself
-def test_compiled_passes_give_the_same_bits() -> None:
-    """The only test that compiles: half a minute on an idle core."""
-    compiled = fastest_passes()
-    assert compiled.compiled, "a compiler that is there works"
-    for seed, (pixels, outputs, bits) in enumerate([(37, 17, 8), (64, 32, 2), (5, 48, 4)]):
+@pytest.fixture(scope="module")
+def compiled() -> Passes:
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("there is no C++ compiler to compile with")
+    passes = fastest_passes()
+    assert passes.compiled, "a compiler that is there works"
+    return passes
+
+
+def arguments_of(name: str, seed: int, pixels: int, outputs: int) -> tuple[Tensor, ...]:
+    """Return what a pass takes at random, special values and ties among it; parts of a split lie beside each other."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(*shape: int) -> Tensor:
+        values = 3 * torch.randn(*shape, generator=generator)
+        special = SPECIAL[torch.randint(len(SPECIAL), shape, generator=generator)]
+        return torch.where(torch.rand(*shape, generator=generator) < 0.2, special, values)
+
+    def one_of(*numbers: float) -> Tensor:
+        return torch.tensor(numbers[int(torch.randint(len(numbers), (), generator=generator))])
+
+    least, largest = one_of(0.0, -INFINITE, 0.25), one_of(1.0, 3.0, 15.0, 255.0)
+    if name.startswith(("levels", "halves", "values")):
+        widest = largest if name.startswith("levels") else one_of(1023.0, 65535.0)
+        return some(pixels, outputs), one_of(0.3, 1.0, 7.5, 1e-3, 1e-40, 1e38, 0.0, INFINITE), widest
+    if name == "added":
+        return some(pixels, outputs), some(pixels, outputs), least
+    low_outputs = int(one_of(1, outputs))
+    both = some(pixels, outputs + max(16, low_outputs))
+    split = both[:, :outputs], both[:, outputs : outputs + low_outputs], one_of(2.0, 16.0), some(outputs), some(outputs)
+    if name == "combined_levels":
+        return *split, largest
+    return (*split, some(pixels, outputs), least) if name == "combined_and_added" else (*split, least)
+
+
+def assert_as_plain(found: Tensor, expected: Tensor, bound: Tensor) -> None:
+    """Compare every bit, but for those that plain torch itself sets by where an element lies."""
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert found.is_contiguous()
+    if found.dtype == torch.float32:
+        assert torch.equal(found.isnan(), expected.isnan())
+        if bound == 0:
+            expected = expected + 0.0  # max(-0, 0), whose sign it keeps behind its last whole vector
+        found, expected = (tensor.nan_to_num(nan=0, posinf=INFINITE, neginf=-INFINITE) for tensor in (found, expected))
+        found, expected = found.view(torch.int32), expected.view(torch.int32)
+    assert torch.equal(found, expected)
+
+
+NAMES = [field.name for field in fields(Passes) if field.name != "compiled"]
+
+
+def test_compiled_passes_are_numpys_float32_in_every_bit(compiled: Passes) -> None:
+    for seed, (pixels, outputs, bits) in enumerate([(37, 17, 8), (64, 32, 2), (5, 48, 4), (1, 1, 1), (700, 129, 7)]):
         check(compiled, seed, pixels, outputs, bits)
     x = torch.full((2, 16), 1 + 2.0**-12)
     found = compiled.combined(x, torch.zeros(2, 16), tensor(1), x[0], torch.full((16,), -1 - 2.0**-11), tensor(-1))
     assert bool((found == 0).all()), "compilers contract multiplications and additions unless told not to"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_passes_are_plain_ones_in_every_bit(compiled: Passes, name: str) -> None:
+    sizes = [*itertools.product((0, 1, 2, 7, 33), (0, 1, 2, 3, 15, 16, 17, 40, 64, 127)), (THREADED, 3), (1001, 130)]
+    for seed, (pixels, outputs) in enumerate(sizes):
+        given = arguments_of(name, seed, pixels, outputs)
+        assert_as_plain(getattr(compiled, name)(*given), getattr(PLAIN, name)(*given), given[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_need_not_follow_each_other(compiled: Passes, name: str) -> None:
+    x, *others = arguments_of(name, 3, 34, 24)
+    apart = torch.cat([x, torch.full((34, 5), NAN)], dim=1)[:, :24]
+    assert not apart.is_contiguous()
+    assert torch.equal(
+        getattr(compiled, name)(apart, *others).view(torch.uint8), getattr(compiled, name)(x, *others).view(torch.uint8)
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_of_threads_changes_a_bit(compiled: Passes, name: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    given = arguments_of(name, 5, THREADED // 16, 48)
+    try:
+        torch.set_num_threads(threads)
+        found = getattr(compiled, name)(*given)
+        torch.set_num_threads(before)
+        assert_as_plain(found, getattr(PLAIN, name)(*given), given[-1])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_negative_zero_is_none_where_the_least_is_zero(compiled: Passes) -> None:
+    zeros = torch.full((5, 7), -0.0)
+    assert not compiled.added(zeros, zeros, tensor(0)).signbit().any()
+    assert compiled.added(zeros, zeros, tensor(-1)).signbit().all()
+
+
+UNKNOWN = {
+    "columns apart": lambda x, y, n: (x.T, y.T, n),
+    "one vector": lambda x, y, n: (x[0], y[0], n),
+    "three dimensions": lambda x, y, n: (x[None], y[None], n),
+    "repeated rows": lambda x, y, n: (x, y[:1], n),
+    "repeated columns": lambda x, y, n: (x, y[:, :1], n),
+    "one value for all": lambda x, y, n: (x[:, :1].expand(-1, 5), y[:, :5], n),
+    "float64": lambda x, y, n: (x.double(), y, n),
+    "integers": lambda x, y, n: (x.int(), y.int(), n.int()),
+    "a bound for each": lambda x, y, n: (x, y, n * torch.arange(6.0)),
+    "a bound that is NaN": lambda x, y, n: (x, y, n * NAN),
+    "negative, lazily": lambda x, y, n: (torch._neg_view(x), y, n),
+    "another device": lambda x, y, n: (x.to("meta"), y.to("meta"), n.to("meta")),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_the_loops_do_not_know_is_left_to_plain_torch(compiled: Passes, what: str) -> None:
+    given = UNKNOWN[what](3 * torch.randn(9, 6), torch.randn(9, 6), tensor(0.5))
+    found, expected = compiled.added(*given), PLAIN.added(*given)
+    assert (found.dtype, found.shape, found.device) == (expected.dtype, expected.shape, expected.device)
+    assert found.is_meta or torch.equal(found.nan_to_num(nan=77), expected.nan_to_num(nan=77))
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"), [("levels_by_step", -1.0), ("levels_by_clipping", NAN), ("values_by_step", 0.0)]
+)
+def test_largest_levels_that_the_loops_do_not_know_are_plain_torchs(
+    compiled: Passes, name: str, largest: float
+) -> None:
+    given = 3 * torch.randn(9, 6), tensor(0.5), tensor(largest)
+    found, expected = getattr(compiled, name)(*given), getattr(PLAIN, name)(*given)
+    assert torch.equal(found, expected)
+    assert name != "values_by_step" or torch.equal(found.signbit(), expected.signbit())
+
+
+def test_gradients_are_plain_torchs(compiled: Passes) -> None:
+    x = torch.ones(4, 6, requires_grad=True)
+    compiled.added(x, torch.ones(4, 6), tensor(0)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.eq(1).all()
+    with torch.no_grad():
+        assert not compiled.added(x, torch.ones(4, 6), tensor(0)).requires_grad
+
+
+# --- compilers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_one_compiler_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if real is None:
+        pytest.skip("there is no C++ compiler to compile with")
+    compiler = tmp_path / name
+    compiler.write_text(f'#!/bin/sh\nPATH="{os.environ["PATH"]}" exec "{real}" "$@"\n')
+    compiler.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fastest_passes.__wrapped__().compiled
+
+
+@pytest.mark.parametrize("script", [None, "#!/bin/sh\nexit 1\n", "#!/bin/sh\nexit 0\n", "#!/nothing\n"])
+def test_without_a_compiler_that_works_passes_are_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script is not None:
+        (tmp_path / "c++").write_text(script)
+        (tmp_path / "c++").chmod(0o700)
+    assert fastest_passes.__wrapped__() is PLAIN
+
+
+def test_without_a_folder_to_compile_in_passes_are_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nothing"))
+    assert fastest_passes.__wrapped__() is PLAIN

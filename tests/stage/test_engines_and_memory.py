@@ -48,7 +48,7 @@ def test_incremental_rows_are_the_references_rows_and_share_their_names(checkpoi
 def test_integer_rows_are_other_rows_that_say_so(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN)  # compiling takes half a minute
+    monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN)  # compiling takes a second
     reference, _ = run(checkpoint, tmp_path / "reference", "--engine", "reference")
     integer, told = run(checkpoint, tmp_path / "integer", "--engine", "integer")
     (line,) = (line for line in told if line.startswith("engine: "))

@@ -685,7 +685,7 @@ def test_the_documented_settings_are_valid_ones(place: Path) -> None:
 
 @pytest.mark.skipif(why_not_here() is not None, reason="int8 convolutions are not exact here")
 def test_the_documented_network_runs_in_integers(documented: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN)  # compiling takes half a minute
+    monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN)  # compiling takes a second
     outcome = run("--engine", "integer")
     assert "engine: integer (exact convolutions of integers" in outcome.stderr
     assert {row["engine"] for row in rows(documented)} == {"integer"}
