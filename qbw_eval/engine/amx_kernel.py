@@ -314,9 +314,13 @@ def program_with(flags: Sequence[str]) -> ctypes.CDLL:
     """Return the program, compiled with these flags and loaded.
 
     Raises:
-        KernelError: there is no compiler, it fails, or what it makes cannot be loaded.
+        KernelError: there is no compiler, it fails, it has no folder to write to, or what it makes cannot be loaded.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # NFS keeps files that are in use
+    except OSError as error:
+        raise KernelError(f"there is no folder to compile it in ({error.strerror})") from None
+    with temporary as folder:
         library = Path(folder) / "amx.so"
         compile_to(library, flags)
         try:
