@@ -108,7 +108,7 @@ def decode_part(data: bytes, kind: str, where: str) -> pa.Table:
     schema, version = _SCHEMAS[kind]
     file, tags, _ = _opened(data, kind, where)
     try:
-        table = file.read().replace_schema_metadata(None)
+        table = file.read(use_threads=False).replace_schema_metadata(None)
         whole = str(table.num_rows) == tags["rows"] and digest_of(table) == tags["digest"].partition("-")[0]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PartError(f"{where}: damaged ({_first_line(error)}); move it away and evaluate again") from None
@@ -195,7 +195,9 @@ def _opened(data: bytes, kind: str, where: str) -> tuple[pq.ParquetFile, dict[st
     _, version = _SCHEMAS[kind]
     readable = "{}.{}".format(*version)
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        # Neither read ahead nor, below, decoded by threads of Arrow's: they may let go of `data` when Python has ended
+        # already, after Ctrl-C, which aborts it.
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
         metadata = file.metadata.metadata or {}
         tags = {
             key: metadata.get(f"qbw.{key}".encode(), b"").decode()

@@ -36,7 +36,7 @@ from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinea
 class AmxArithmetic:
     """See `convolutions.Arithmetic`. Grouped layers, and weights in two parts of several outputs, are oneDNN's.
 
-    Layers of 9 to 16 bits are convolved in halves, four products of them, which take a third of a float32 convolution.
+    Layers of 9 to 16 bits are convolved in halves, in four products of them.
 
     Args:
         cache_bytes: how much may be spent on packed weights.
