@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qbw_eval.engine.amx_kernel import MOST_LEVELS, AmxKernel, Levels, PackedWeights, packed
+from qbw_eval.engine.amx_kernel import MOST_LEVELS, AmxKernel, Levels, PackedWeights, packed, why_no_tiles
 from qbw_eval.engine.cache import BoundedCache
 from qbw_eval.engine.compiled import KernelError
 from qbw_eval.engine.convolutions import (
@@ -163,8 +163,10 @@ class AmxConvolution:
 
 
 @cache
-def kernel_here() -> AmxKernel | str:
-    """Return the kernel, compiled for this machine; or why there is none."""
+def kernel_here() -> AmxKernel | str | None:
+    """Return the kernel, compiled for this machine; None where that has no AMX, or why there is none all the same."""
+    if why_no_tiles() is not None:
+        return None
     try:
         return AmxKernel()
     except KernelError as error:

@@ -192,8 +192,10 @@ def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, 
         passes = fastest_passes()
         between = "compiled" if passes.compiled else "plain torch, since no C++ compiler is found"
         how, kernel = f"what lies between them is {between}", kernel_here()
-        if isinstance(kernel, str):
+        if kernel is None:
             return OnednnArithmetic(cache_bytes, passes), how
+        if isinstance(kernel, str):
+            return OnednnArithmetic(cache_bytes, passes), f"{how}; by oneDNN, not AMX: {kernel}"
         amx = AmxArithmetic(cache_bytes, passes, kernel)
         why_not = amx.why_not([device])
         if why_not is not None:

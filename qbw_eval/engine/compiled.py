@@ -58,15 +58,19 @@ def compiled(source: Path, flags: Sequence[str], call: type[ctypes.Structure]) -
         call: what it is called with, which has the same fields.
 
     Raises:
-        KernelError: there is no compiler, it fails, or what it makes cannot be written or loaded.
+        KernelError: there is no compiler, it fails, it has no folder to write to, or what it makes cannot be loaded.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / f"{source.stem}.so"
-            compile_to(library, source, flags)
-            program = ctypes.CDLL(str(library))
+        temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # NFS keeps files that are in use
     except OSError as error:
-        raise KernelError(f"what is compiled cannot be loaded ({error})") from None
+        raise KernelError(f"there is no folder to compile it in ({error.strerror})") from None
+    with temporary as folder:
+        library = Path(folder) / f"{source.stem}.so"
+        compile_to(library, source, flags)
+        try:
+            program = ctypes.CDLL(str(library))
+        except OSError as error:
+            raise KernelError(f"what is compiled cannot be loaded ({error})") from None
     program.qbw_call_bytes.restype = ctypes.c_int64
     assert program.qbw_call_bytes() == ctypes.sizeof(call)
     return program

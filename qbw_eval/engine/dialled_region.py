@@ -204,8 +204,8 @@ class DialledRegion:
         levels: Sequence[Levels] = (),
     ) -> Tensor:
         region, other = self._region, others[0] if others else None
-        if isinstance(other, Tensor):
-            if (other.dtype, other.shape) != (torch.float32, region.shape_for(x)):
+        if other is not None and not isinstance(other, Addend):
+            if not region.adds_alike(other, x):
                 raise UnreplayableError("it adds values of another shape or kind")
             other = region.as_images(other)
         y = self._convolution.launch(

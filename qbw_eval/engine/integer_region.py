@@ -193,7 +193,7 @@ class IntegerRegion:
             grid = rider.grid(bits[rider.position])
             assert grid is not None
             grids.append((rider, grid))
-        if others and not self._adds_alike(others[0], x):
+        if others and not self.adds_alike(others[0], x):
             value = self.run(values, bits)
             return (value, *(rider.as_levels(value, grid) for rider, grid in grids))
         assert isinstance(self.convolution, ConvolutionWithLevels)
@@ -206,15 +206,18 @@ class IntegerRegion:
             to=[grid for _, grid in grids],
         )
 
-    def _adds_alike(self, other: Tensor, x: Tensor) -> bool:
-        """Return whether what is added for an input x is float32 of the output's shape; else torch's rules decide."""
-        return (other.dtype, other.shape) == (torch.float32, self.shape_for(x))
+    def adds_alike(self, other: object, x: Tensor) -> bool:
+        """Return whether what is added for an input x is float32 of the output's shape; else torch's rules decide.
+
+        It may be a number, such as the size of a batch.
+        """
+        return isinstance(other, Tensor) and (other.dtype, other.shape) == (torch.float32, self.shape_for(x))
 
     def _in_integers(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
         """Return the value of a region whose layer runs in integers; rounded for the layer whose grid is `to`."""
         images, own = self.as_images(x), bits[self.position]
         of_norm = own if self.reader is None or not self.norm_follows_reader else bits[self.reader.position]
-        if others and not self._adds_alike(others[0], x):
+        if others and not self.adds_alike(others[0], x):
             y = self.convolution(images, own, self.affine(own, of_norm, None), relu=False, other=None, to=None)
             return self._for_reader(torch.maximum(self.like_input(y, x) + others[0], self._least), to)
         y = self.convolution(
@@ -247,9 +250,9 @@ class IntegerRegion:
         if batch_norm is not None:
             y = batch_norm(y)
         for other in others:
-            if y.shape == other.shape:
+            if isinstance(other, Tensor) and y.shape == other.shape:
                 return shaped(self._arithmetic.passes.added(rows_of(y), rows_of(other), self._least), y.shape)
-            y = y + other  # it has another shape, which torch repeats
+            y = y + other  # a number, or of another shape, which torch repeats
         return torch.relu(y) if self.region.relu else y
 
     def _quantized(self, x: Tensor, bits: int) -> Tensor:

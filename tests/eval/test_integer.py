@@ -406,6 +406,29 @@ def test_layers_that_no_exact_way_is_known_for_run_as_in_the_reference(change: s
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)  # the second layer runs in integers
 
 
+class WithBatchSize(nn.Module):
+    """Adds how many samples there are, a number that is known when it runs; two layers read the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        quantizers = Quantizers(options=(2, 8, 16), activation="pact")
+        self.first, self.second, self.third = (QuantConv2d(3, 3, 1, quantizers=quantizers) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x) + 0.01 * x.size(0))
+        return self.second(x) + self.third(x)  # type: ignore[no-any-return]  # modules are untyped calls
+
+
+def test_numbers_are_added_to_what_layers_compute() -> None:
+    network = WithBatchSize().eval()
+    randomize(network, 4)
+    x = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    each = configurations_of((8, 8, 8), (8, 2, 16), (16, 8, 2), (2, 16, 16))
+    found = logits_of(engine_of(network, x), x, each)
+    for logits, expected in zip(found, naive_logits(network, layer_names_of(network), x, each), strict=True):
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_lsq_plus_layers_run_in_float32_for_a_reason_and_others_beside_them_in_integers() -> None:
     options, why = (2, 4, 8), "LSQ+'s levels have a zero point that need not be whole"
     network = Pair(Quantizers(options=options, weight="lsqplus"), relu=True, residual=False).eval()

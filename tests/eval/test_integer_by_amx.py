@@ -81,6 +81,10 @@ def test_two_layers_are_numpys_at_any_two_bitwidths(quantizers: tuple[str, str],
     test_integer.test_two_layers_are_numpys_at_any_two_bitwidths(*quantizers, relu=True, residual=residual)
 
 
+def test_numbers_are_added_to_what_layers_compute() -> None:
+    test_integer.test_numbers_are_added_to_what_layers_compute()
+
+
 # --- sums that are rounded for their readers in the call that makes them ---------------------------------------------
 
 

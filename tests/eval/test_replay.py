@@ -451,18 +451,20 @@ def test_a_layer_that_rounds_in_its_own_way_is_replayed_at_bits_of_its_own() -> 
 
 
 class Repeated(nn.Module):
-    """Adds what torch repeats: other launches than the one that adds in the same kernel."""
+    """Adds what torch repeats, or a number: other launches than the one that adds in the same kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, number: bool) -> None:
         super().__init__()
         self.conv = QuantConv2d(2, 2, 1, quantizers=Quantizers(options=OPTIONS))
+        self._number = number
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + x[:, :1]  # type: ignore[no-any-return]  # modules are untyped calls
+        return self.conv(x) + (x.size(0) if self._number else x[:, :1])  # type: ignore[no-any-return]  # modules are untyped calls
 
 
-def test_what_cannot_be_replayed_is_launched_and_says_why() -> None:
-    network, x = Repeated().eval(), images(9, 1, 2, 2, 2)
+@pytest.mark.parametrize("number", [False, True])
+def test_what_cannot_be_replayed_is_launched_and_says_why(number: bool) -> None:
+    network, x = Repeated(number=number).eval(), images(9, 1, 2, 2, 2)
     randomize(network, 10)
     engine, each = engine_of(network, x, OPTIONS, replaying_on([])), configurations_of((2,), (8,))
     expected = dict(engine_of(network, x, OPTIONS).logits(x, each))
