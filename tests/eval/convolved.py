@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qbw_eval.engine.amx_kernel import AmxKernel
@@ -29,3 +30,21 @@ def sums_of(x: Tensor, weights: Tensor, window: Window) -> np.ndarray:
             under = under[:, :, :: window.dilation[0], :: window.dilation[1]]
             sums[:, :, row, column] = np.einsum("ncyx,ocyx->no", under, w)
     return sums
+
+
+def rows(x: Tensor) -> Tensor:
+    """Return images (N, C, H, W) as (pixels, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def same_bits(found: Tensor, expected: Tensor) -> bool:
+    """Compare float32 bit by bit, and whole numbers of the same type."""
+    if expected.dtype == torch.float32:
+        return torch.equal(found.contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
+    return found.dtype == expected.dtype and torch.equal(found, expected)
+
+
+def assert_sums(found: Tensor, expected: np.ndarray) -> None:
+    """As float32: what the sum is rounded to, once."""
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from convolved import kernel_of, sums_of
+from convolved import assert_sums, kernel_of, rows, same_bits, sums_of
 from shares import FULL
 from torch import Tensor
 
@@ -84,12 +84,6 @@ def plain_affine(outputs: int) -> Affine:
 def plainly(kernel: AmxKernel, x: Tensor, weights: Tensor, window: Window) -> Tensor:
     """Convolve, and nothing else."""
     return kernel.convolve(images(x), packed(split_of(weights), window), plain_affine(len(weights)))
-
-
-def assert_sums(found: Tensor, expected: np.ndarray) -> None:
-    """As float32: what the sum is rounded to, once."""
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
 
 
 @contextmanager
@@ -209,16 +203,6 @@ def test_large_layers_are_cut_up_for_many_threads(kernel: AmxKernel) -> None:
 
 
 # --- what follows them ----------------------------------------------------------------------------------------------
-
-
-def rows(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def same_bits(found: Tensor, expected: Tensor) -> bool:
-    if expected.dtype == torch.float32:
-        return torch.equal(found.contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
-    return found.dtype == expected.dtype and torch.equal(found, expected)
 
 
 def passed(value: Tensor, rounding: Rounding, limits: tuple[float, float]) -> Tensor:

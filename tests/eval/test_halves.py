@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from convolved import kernel_of, sums_of
+from convolved import assert_sums, kernel_of, sums_of
 from random_networks import configurations_of, layer_names_of, naive_logits, randomize
 from shares import FULL, ONLY_IN_FULL
 from test_amx import (
     EMULATED,
     TIGHT,
-    assert_sums,
     images,
     instructions,  # noqa: F401 - a fixture
     number_of_threads,

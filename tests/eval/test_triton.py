@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from convolved import sums_of
+from convolved import assert_sums, rows, same_bits, sums_of
 from random_networks import configurations_of, layer_names_of, randomize
 from torch import Tensor, nn
 
@@ -76,12 +76,6 @@ def plainly(x: Tensor, weights: Tensor, window: Window, tile: Tile | None = None
         window,
         tile=tile,
     )
-
-
-def assert_sums(found: Tensor, expected: np.ndarray) -> None:
-    """As float32: what the sum is rounded to, once."""
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
 
 
 WINDOWS = {
@@ -154,16 +148,6 @@ def test_no_images_give_no_images() -> None:
 
 
 # --- what follows them ----------------------------------------------------------------------------------------------
-
-
-def rows(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def same_bits(found: Tensor, expected: Tensor) -> bool:
-    if expected.dtype == torch.float32:
-        return torch.equal(found.contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
-    return found.dtype == expected.dtype and torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("rounding", list(Rounding))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from convolved import sums_of
 from random_networks import configurations_of, layer_names_of, randomize
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from qbw_eval.quantization.layers import Quantizers
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install '.[gpu]'")
 
 from test_replay import replaying_on  # noqa: E402 - they need Triton
-from test_triton import plainly, sums_of  # noqa: E402
+from test_triton import plainly  # noqa: E402
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
 from benchmarks.tiles import End, compiled_for  # noqa: E402
