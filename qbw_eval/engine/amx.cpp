@@ -26,11 +26,15 @@
 //
 //     m * x = 65536 * (high * high) + 256 * (high * low + low * high) + low * low
 //
+// What is float32 is split into *thirds*, bfloat16 all three, whose sum it is: x = high + middle + low. Images are split
+// while they are copied, weights before. Of the nine products the six largest are added up in float32, which leaves out
+// 2**-26 of one at most (Henry, Tang, Heinecke 2019, arXiv 1904.06376, section 2).
+//
 // Every operation in float32 is rounded by itself, in the order of `passes`; nothing is contracted (-ffp-contract=off).
 //
 // QBW_TILES: with AMX's instructions. Without it, plain loops do the same, slowly: for tests.
 
-#include <emmintrin.h>
+#include <immintrin.h>
 
 #include <atomic>
 #include <cstdint>
@@ -40,7 +44,6 @@
 #include <type_traits>
 
 #ifdef QBW_TILES
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -48,7 +51,7 @@
 namespace {
 
 constexpr int64_t kLanes = 16;      // pixels and outputs of a tile
-constexpr int64_t kSlab = 64;       // channels of a tile
+constexpr int64_t kSlab = 64;       // bytes of a pixel's channels in a tile
 constexpr int64_t kMostTogether = 32;
 constexpr int64_t kCached = 768 << 10;  // bytes of weights that are thought to stay in a core's own cache
 constexpr int64_t kManyPixels = 512;    // an item's, so that weights from elsewhere are worth fetching
@@ -77,9 +80,14 @@ struct Call {
   const float *other;  // or null
   float *values;       // or null
   Levels levels[2];
+  float lowest, highest;  // what images in float32 are clamped to first
   int64_t samples, channels, height, width, outputs, down, across;
   int64_t kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
-  int64_t folded, factor, halves, relu, streamed, threads, scratch;  // halves: of a level, and of a weight; 1 or 2
+  int64_t folded, factor, parts, relu, streamed, threads, scratch;  // parts: 1; 2 halves; or 3, thirds of float32
+
+  bool thirds() const { return parts == 3; }
+  int64_t unit() const { return thirds() ? 2 : 1; }                             // bytes of a part
+  int64_t pixel() const { return channels * (thirds() ? sizeof(float) : parts); }  // bytes of a pixel of the images
 };
 
 // --- tiles: 0..3 hold sums, 4 and 5 pixels, 6 and 7 weights ----------------------------------------------------------
@@ -108,6 +116,7 @@ struct Tiles {
 #define TILE_LOAD(tiles, tile, from, stride) _tile_loadd(tile, from, stride)
 #define TILE_MULTIPLY(tiles, sums, pixels, weights) _tile_dpbusd(sums, pixels, weights)
 #define TILE_MULTIPLY_LOW(tiles, sums, pixels, weights) _tile_dpbuud(sums, pixels, weights)
+#define TILE_MULTIPLY_FLOATS(tiles, sums, pixels, weights) _tile_dpbf16ps(sums, pixels, weights)
 #define TILE_STORE(tiles, tile, to, stride) _tile_stored(tile, to, stride)
 
 #else
@@ -143,6 +152,30 @@ struct Tiles {
     }
   }
 
+  static float value_of(const void *half) {
+    uint32_t digits = 0;
+    std::memcpy(reinterpret_cast<char *>(&digits) + 2, half, 2);
+    float value;
+    std::memcpy(&value, &digits, sizeof value);
+    return value;
+  }
+
+  // What is at even places is added up by itself first, and what is at odd ones, as AMX does.
+  void multiply_floats(int to, int left, int right) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      for (int64_t j = 0; j < kLanes; ++j) {
+        float sum, some[2] = {0.0f, 0.0f};
+        for (int64_t k = 0; k < slab / 2; ++k) {
+          const void *weight = &weights[right - 6][k / 2][4 * j + k % 2 * 2];
+          some[k % 2] += value_of(&pixels[left - 4][i][2 * k]) * value_of(weight);
+        }
+        std::memcpy(&sum, &sums[to][i][j], sizeof sum);
+        sum += some[0] + some[1];
+        std::memcpy(&sums[to][i][j], &sum, sizeof sum);
+      }
+    }
+  }
+
   void store(int tile, void *to, int64_t stride) const {
     for (int64_t i = 0; i < kLanes; ++i) {
       std::memcpy(static_cast<char *>(to) + i * stride, sums[tile][i], sizeof sums[tile][i]);
@@ -154,6 +187,7 @@ struct Tiles {
 #define TILE_LOAD(tiles, tile, from, stride) (tiles).load(tile, from, stride)
 #define TILE_MULTIPLY(tiles, sums, pixels, weights) (tiles).multiply<int8_t>(sums, pixels, weights)
 #define TILE_MULTIPLY_LOW(tiles, sums, pixels, weights) (tiles).multiply<uint8_t>(sums, pixels, weights)
+#define TILE_MULTIPLY_FLOATS(tiles, sums, pixels, weights) (tiles).multiply_floats(sums, pixels, weights)
 #define TILE_STORE(tiles, tile, to, stride) (tiles).store(tile, to, stride)
 
 #endif
@@ -164,6 +198,8 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef int64_t Longs __attribute__((vector_size(128)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t HalfWords __attribute__((vector_size(32)));
 
 template <typename Vector, bool WHOLE>
 INLINE Vector loaded(const void *from, int64_t lanes) {
@@ -255,11 +291,12 @@ struct Places {
 using Finish = void (*)(const Call &, const Places &, Finishing &, int64_t);
 
 enum Kind { kValues, kLevels, kAny };
-enum Sums { kSums, kOddSums, kHalves, kOddHalves };  // of x * m, whole or in halves; odd: w = 2 * m + 1
+enum Sums { kSums, kOddSums, kHalves, kOddHalves, kThirds };  // of x * m, whole or in halves; odd: w = 2 * m + 1
 
 // Returns sums of x * w in float32, rounded once.
 template <Sums SUMS>
 INLINE Floats total_of(const int32_t *sums, const int32_t *window) {
+  if (SUMS == kThirds) return loaded<Floats, true>(sums, kLanes);
   Ints sum = loaded<Ints, true>(sums, kLanes);
   if (SUMS == kSums) return __builtin_convertvector(sum, Floats);
   if (SUMS == kOddSums) return __builtin_convertvector(sum + sum + *window, Floats);
@@ -286,7 +323,8 @@ INLINE void finish_rows(const Call &call, const Places &places, Finishing &what,
   // What is stored might be any of these, for all that a compiler knows; so they are copied.
   const Levels first = call.levels[0], second = call.levels[1];
   const int64_t begin = what.next, end = begin + least(count, what.end - begin);
-  const int64_t columns = SUMS < kHalves ? what.columns : 1, outputs = call.outputs, from = what.from, images = what.line->images;
+  const int64_t columns = SUMS == kHalves || SUMS == kOddHalves ? 1 : what.columns;
+  const int64_t outputs = call.outputs, from = what.from, images = what.line->images;
   const int64_t start = what.line->start, first_output = what.output;
   const int64_t *const pixel = places.pixel, *const image = places.image;
   const int32_t *const windows = what.line->windows, *const sums = what.sums;
@@ -343,7 +381,8 @@ Finish finish_of(const Call &call) {
 }
 
 Finish finish_of(const Call &call) {
-  if (call.halves == 2) return call.factor == 2 ? finish_of<kOddHalves>(call) : finish_of<kHalves>(call);
+  if (call.thirds()) return finish_of<kThirds>(call);
+  if (call.parts == 2) return call.factor == 2 ? finish_of<kOddHalves>(call) : finish_of<kHalves>(call);
   return call.factor == 2 ? finish_of<kOddSums>(call) : finish_of<kSums>(call);
 }
 
@@ -352,7 +391,7 @@ Finish finish_of(const Call &call) {
 struct Plan {
   bool direct;      // whether nothing is copied: a 1x1 convolution of whole slabs. All pixels are one image's then.
   int64_t stride;   // bytes between a line's pixels
-  int64_t half;     // bytes between their low and their high half
+  int64_t part;     // bytes between parts of one
   int64_t pieces, slab, slabs, places_x;  // places_x: of a row of the window, of which a folded one has one
   int64_t phases, columns;                // of a row of the copy; columns are those of one phase
   int64_t together, groups;               // images
@@ -381,7 +420,7 @@ int64_t column_of(const Call &call, const Plan &plan, int64_t place) {
 
 bool is_direct(const Call &call) {
   return call.kernel_y == 1 && call.kernel_x == 1 && call.stride_y == 1 && call.stride_x == 1 && !call.padding_y &&
-         !call.padding_x && call.channels % kSlab == 0;
+         !call.padding_x && call.channels % kSlab == 0 && !call.thirds();
 }
 
 // Cuts all pixels of all images into lines of whole pairs of tiles, an item each; there is one column, of one place.
@@ -389,8 +428,8 @@ Plan direct_plan_of(const Call &call) {
   Plan plan{};
   const int64_t pixels = call.samples * call.down * call.across, pair = 2 * kLanes;
   plan.direct = true;
-  plan.stride = call.halves * call.channels;
-  plan.half = call.channels;
+  plan.stride = call.pixel();
+  plan.part = call.channels;
   plan.pieces = plan.places_x = plan.phases = plan.together = plan.rows = plan.strips = plan.of_set = 1;
   plan.slab = plan.slab_bytes = kSlab;
   plan.slabs = plan.steps = call.channels / kSlab;
@@ -398,7 +437,7 @@ Plan direct_plan_of(const Call &call) {
   plan.line_room = plan.line;
   plan.sets = plan.groups = over(pixels, plan.line);
   plan.blocks = over(call.outputs, kLanes);
-  plan.turns = call.halves == 2 ? plan.blocks : over(plan.blocks, 2);
+  plan.turns = call.parts == 2 ? plan.blocks : over(plan.blocks, 2);
   plan.chunks = least(plan.turns, over(call.threads, plan.sets));
   return plan;
 }
@@ -408,7 +447,7 @@ Plan plan_of(const Call &call) {
   Plan plan{};
   plan.pieces = call.folded ? call.kernel_x : 1;
   plan.places_x = call.folded ? 1 : call.kernel_x;
-  const int64_t deep = plan.pieces * call.channels;
+  const int64_t deep = plan.pieces * call.channels * call.unit();
   plan.slab = deep < kSlab ? over(deep, 4) * 4 : kSlab;
   plan.slabs = over(deep, plan.slab);
   plan.stride = plan.slab;
@@ -418,7 +457,7 @@ Plan plan_of(const Call &call) {
   int64_t fewest = 0;
   for (int64_t together = 1; together <= least(kMostTogether, call.samples); ++together) {
     int64_t tiles = over(call.across * together, kLanes);
-    int64_t single = call.halves == 2 ? 0 : tiles % 2;  // which takes longer than half a pair
+    int64_t single = call.parts == 2 ? 0 : tiles % 2;  // which takes longer than half a pair
     int64_t cost = over(call.samples, together) * (4 * tiles + single);
     if (together == 1 || cost * 33 < fewest * 32) fewest = cost, plan.together = together;
   }
@@ -427,8 +466,8 @@ Plan plan_of(const Call &call) {
   plan.line_room = over(plan.line, 2 * kLanes) * 2 * kLanes;
   plan.row_pixels = plan.phases * plan.columns * plan.together;
   plan.slab_bytes = plan.row_pixels * plan.slab;
-  plan.half = plan.slabs * plan.slab_bytes;
-  plan.row_bytes = call.halves * plan.half;
+  plan.part = plan.slabs * plan.slab_bytes;
+  plan.row_bytes = call.parts * plan.part;
   plan.rows = call.down;
   while (plan.rows > 1 && rows_for(call, plan.rows) * plan.row_bytes > call.scratch) --plan.rows;
   plan.strips = over(call.down, plan.rows);
@@ -436,11 +475,11 @@ Plan plan_of(const Call &call) {
   plan.strips = over(call.down, plan.rows);
   plan.group_rows = rows_for(call, plan.rows);
   plan.blocks = over(call.outputs, kLanes);
-  plan.turns = call.halves == 2 ? plan.blocks : over(plan.blocks, 2);
+  plan.turns = call.parts == 2 ? plan.blocks : over(plan.blocks, 2);
   plan.steps = call.kernel_y * plan.places_x * plan.slabs;
   plan.of_set = 1;
   if (plan.strips == 1) {
-    int64_t weights = call.halves * plan.blocks * plan.steps * kLanes * plan.slab;
+    int64_t weights = call.parts * plan.blocks * plan.steps * kLanes * plan.slab;
     int64_t wanted = over(weights > kCached ? kManyPixels : kFewPixels, call.down * plan.line);
     wanted = least(wanted, call.scratch / (plan.group_rows * plan.row_bytes));
     plan.of_set = most(1, least(wanted, plan.groups / call.threads));
@@ -462,10 +501,63 @@ INLINE void copy_channels(uint8_t *to, const uint8_t *from, int64_t channels) {
   }
 }
 
-// Copies one row of one image, or one half of it, to where its first channel of the first column lies.
+// Returns the bfloat16 next to float32 numbers, as bits of float32.
+INLINE Words rounded(Floats value) {
+  Words bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+}
+
+INLINE Floats less(Floats value, Words bits) {
+  Floats part;
+  std::memcpy(&part, &bits, sizeof part);
+  return value - part;
+}
+
+// Writes thirds of up to sixteen channels. The second rest has no more digits than fit; what is NaN stays it, in one of
+// the thirds at least, and what is infinite becomes it.
+template <bool WHOLE>
+INLINE void split(const Call &call, const Plan &plan, const uint8_t *from, uint8_t *to, int64_t channels) {
+  const Floats zero{}, lowest = zero + call.lowest, highest = zero + call.highest;
+  Floats value = loaded<Floats, WHOLE>(from, channels);
+  value = value < lowest ? lowest : value;
+  value = value > highest ? highest : value;
+  const Words high = rounded(value);
+  value = less(value, high);
+  const Words middle = rounded(value);
+  value = less(value, middle);
+  Words low;
+  std::memcpy(&low, &value, sizeof low);
+  stored<WHOLE>(to, __builtin_convertvector(high >> 16, HalfWords), channels);
+  stored<WHOLE>(to + plan.part, __builtin_convertvector(middle >> 16, HalfWords), channels);
+  stored<WHOLE>(to + 2 * plan.part, __builtin_convertvector(low >> 16, HalfWords), channels);
+}
+
+template <bool THIRDS>
+INLINE void copy_channels(const Call &call, const Plan &plan, uint8_t *to, const uint8_t *from, int64_t channels) {
+  if (!THIRDS) {
+    copy_channels(to, from, channels);
+    return;
+  }
+  constexpr int64_t bytes = sizeof(float);
+  for (; channels >= kLanes; channels -= kLanes, from += kLanes * bytes, to += 2 * kLanes) {
+    split<true>(call, plan, from, to, kLanes);
+  }
+  if (channels) split<false>(call, plan, from, to, channels);
+}
+
+template <bool THIRDS>
+INLINE void clear(const Plan &plan, uint8_t *to, int64_t bytes) {
+  std::memset(to, 0, static_cast<size_t>(bytes));
+  for (int64_t part = 1; THIRDS && part < 3; ++part) std::memset(to + part * plan.part, 0, static_cast<size_t>(bytes));
+}
+
+// Copies one row of one image, or one half of it, to where its first channel of the first column lies; or its thirds.
+template <bool THIRDS>
 void copy_row(const Call &call, const Plan &plan, const uint8_t *row, uint8_t *to) {
-  const int64_t gap = plan.together * plan.slab;  // between columns
-  const int64_t pixel = call.halves * call.channels;
+  constexpr int64_t unit = THIRDS ? 2 : 1, bytes = THIRDS ? sizeof(float) : 1;  // of a channel, there and in the image
+  const int64_t gap = plan.together * plan.slab;                                // between columns
+  const int64_t deep = plan.slab / unit, pixel = call.pixel();
   for (int64_t number = 0; number < plan.phases; ++number) {
     uint8_t *phase = to + number * plan.columns * gap;
     for (int64_t piece = 0; piece < plan.pieces; ++piece) {
@@ -474,21 +566,19 @@ void copy_row(const Call &call, const Plan &plan, const uint8_t *row, uint8_t *t
       const int64_t inside = left >= call.width ? 0 : (call.width - 1 - left) / call.stride_x + 1;
       const int64_t end = most(begin, least(plan.columns, inside));
       for (int64_t slab = 0; slab < plan.slabs; ++slab) {
-        const int64_t channels = least(plan.slab, call.channels - slab * plan.slab);
-        uint8_t *column = phase + slab * plan.slab_bytes + piece * call.channels;
-        const uint8_t *from = row + (begin * call.stride_x + left) * pixel + slab * plan.slab;
-        for (int64_t i = 0; i < begin; ++i, column += gap) std::memset(column, 0, static_cast<size_t>(channels));
+        const int64_t channels = least(deep, call.channels - slab * deep);
+        uint8_t *column = phase + slab * plan.slab_bytes + piece * call.channels * unit;
+        const uint8_t *from = row + (begin * call.stride_x + left) * pixel + slab * deep * bytes;
+        for (int64_t i = 0; i < begin; ++i, column += gap) clear<THIRDS>(plan, column, channels * unit);
         for (int64_t i = begin; i < end; ++i, column += gap, from += call.stride_x * pixel) {
-          copy_channels(column, from, channels);
+          copy_channels<THIRDS>(call, plan, column, from, channels);
         }
-        for (int64_t i = end; i < plan.columns; ++i, column += gap) {
-          std::memset(column, 0, static_cast<size_t>(channels));
-        }
+        for (int64_t i = end; i < plan.columns; ++i, column += gap) clear<THIRDS>(plan, column, channels * unit);
       }
     }
-    const int64_t used = plan.pieces * call.channels - (plan.slabs - 1) * plan.slab, rest = plan.slab - used;
+    const int64_t used = plan.pieces * call.channels * unit - (plan.slabs - 1) * plan.slab, rest = plan.slab - used;
     uint8_t *column = phase + (plan.slabs - 1) * plan.slab_bytes + used;
-    for (int64_t i = 0; rest && i < plan.columns; ++i, column += gap) std::memset(column, 0, static_cast<size_t>(rest));
+    for (int64_t i = 0; rest && i < plan.columns; ++i, column += gap) clear<THIRDS>(plan, column, rest);
   }
 }
 
@@ -506,7 +596,7 @@ INLINE int32_t sum_of(const uint8_t *values, int64_t count) {
 
 // Adds up the channels of every pixel of a row of the copy.
 void sum_row(const Call &call, const Plan &plan, const uint8_t *row, int32_t *sums) {
-  for (int64_t slab = 0; slab < call.halves * plan.slabs; ++slab) {
+  for (int64_t slab = 0; slab < call.parts * plan.slabs; ++slab) {
     const int32_t unit = slab < plan.slabs ? 1 : 256;
     for (int64_t pixel = 0; pixel < plan.row_pixels; ++pixel, row += plan.slab) {
       const int32_t sum = sum_of(row, plan.slab == kSlab ? kSlab : plan.slab) * unit;
@@ -617,9 +707,10 @@ int64_t prepare(const Call &call, const Plan &plan, int64_t set, int64_t strip, 
       if (y < 0 || y >= call.height || !is_read(call, row)) continue;
       uint8_t *to = copy + row * plan.row_bytes;
       for (int64_t i = 0; i < images; ++i) {
-        const uint8_t *from = call.x + ((image + i) * call.height + y) * call.width * call.halves * call.channels;
-        for (int64_t half = 0; half < call.halves; ++half) {
-          copy_row(call, plan, from + half * call.channels, to + half * plan.half + i * plan.slab);
+        const uint8_t *from = call.x + ((image + i) * call.height + y) * call.width * call.pixel();
+        if (call.thirds()) copy_row<true>(call, plan, from, to + i * plan.slab);
+        for (int64_t half = 0; !call.thirds() && half < call.parts; ++half) {
+          copy_row<false>(call, plan, from + half * call.channels, to + half * plan.part + i * plan.slab);
         }
       }
       if (call.factor == 2) sum_row(call, plan, to, pixels + row * plan.row_pixels);
@@ -654,7 +745,7 @@ int64_t prepare_directly(const Call &call, const Plan &plan, int64_t set, Workpl
   const uint8_t *from = call.x + start * plan.stride;
   for (int64_t i = 0; call.factor == 2 && i < all; ++i) {
     work.windows[i] = sum_of(from + i * plan.stride, call.channels);
-    if (call.halves == 2) work.windows[i] += 256 * sum_of(from + i * plan.stride + plan.half, call.channels);
+    if (call.parts == 2) work.windows[i] += 256 * sum_of(from + i * plan.stride + plan.part, call.channels);
   }
   work.lines[0] = Line{from, 0, plan.steps, start, 1, all - rest, work.windows};
   if (!rest) return 1;
@@ -664,22 +755,58 @@ int64_t prepare_directly(const Call &call, const Plan &plan, int64_t set, Workpl
 }
 
 // Multiplies ROWS tiles of pixels by COLUMNS of weights, step by step, and goes on with what came before in between.
-// HALVES: both are the low and the high half of one, so that what is low has no sign.
-template <int ROWS, int COLUMNS, bool HALVES>
+// Of halves, both are the low and the high one of the same, so that what is low has no sign.
+template <int PARTS, int ROWS, int COLUMNS>
 INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line &line, const uint8_t *pixels,
                      const int64_t *steps, const int8_t *weights, int32_t *sums, const Call &call,
                      const Places &places, Finish finish, Finishing &before) {
-  const int64_t stride = plan.stride, tile = kLanes * plan.slab, block = plan.steps * tile;
-  const int64_t second = HALVES ? plan.half : kLanes * stride;
+  constexpr bool HALVES = PARTS == 2, THIRDS = PARTS == 3;
+  const int64_t stride = plan.stride, tile = kLanes * plan.slab, part = plan.steps * tile, of_pixel = plan.part;
+  const int64_t second = HALVES ? of_pixel : kLanes * stride, block = THIRDS ? 3 * part : part;
   const int64_t count = line.last - line.first;
   const int64_t share = count ? over(before.end - before.next, count) : 0;
   TILE_ZERO(tiles, 0);
   if (COLUMNS > 1) TILE_ZERO(tiles, 1);
   if (ROWS > 1) TILE_ZERO(tiles, 2);
   if (ROWS > 1 && COLUMNS > 1) TILE_ZERO(tiles, 3);
+#define LOAD_PIXELS(number)                                                                           \
+  do {                                                                                                \
+    TILE_LOAD(tiles, 4, from + (number)*of_pixel, stride);                                            \
+    if (ROWS > 1) TILE_LOAD(tiles, 5, from + (number)*of_pixel + second, stride);                     \
+  } while (false)
+#define LOAD_WEIGHTS(number)                                                                          \
+  do {                                                                                                \
+    TILE_LOAD(tiles, 6, at + (number)*part, 64);                                                      \
+    if (COLUMNS > 1) TILE_LOAD(tiles, 7, at + (number)*part + block, 64);                             \
+  } while (false)
+#define MULTIPLY_FLOATS()                                                                             \
+  do {                                                                                                \
+    TILE_MULTIPLY_FLOATS(tiles, 0, 4, 6);                                                             \
+    if (COLUMNS > 1) TILE_MULTIPLY_FLOATS(tiles, 1, 4, 7);                                            \
+    if (ROWS > 1) TILE_MULTIPLY_FLOATS(tiles, 2, 5, 6);                                               \
+    if (ROWS > 1 && COLUMNS > 1) TILE_MULTIPLY_FLOATS(tiles, 3, 5, 7);                                \
+  } while (false)
   const int8_t *at = weights + line.first * tile;
   for (int64_t step = line.first; step < line.last; ++step, at += tile) {
     const uint8_t *from = pixels + steps[step];
+    if (THIRDS) {  // 0: high, 1: middle, 2: low; in an order that loads few tiles twice
+      LOAD_PIXELS(0);
+      LOAD_WEIGHTS(2);
+      MULTIPLY_FLOATS();
+      LOAD_WEIGHTS(1);
+      MULTIPLY_FLOATS();
+      LOAD_WEIGHTS(0);
+      MULTIPLY_FLOATS();
+      LOAD_PIXELS(1);
+      MULTIPLY_FLOATS();
+      LOAD_WEIGHTS(1);
+      MULTIPLY_FLOATS();
+      LOAD_PIXELS(2);
+      LOAD_WEIGHTS(0);
+      MULTIPLY_FLOATS();
+      finish(call, places, before, share);
+      continue;
+    }
     TILE_LOAD(tiles, 4, from, stride);
     TILE_LOAD(tiles, 6, at, 64);
     if (HALVES) {
@@ -702,6 +829,9 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
     if (ROWS > 1 && COLUMNS > 1) TILE_MULTIPLY(tiles, 3, 5, 7);
     finish(call, places, before, share);
   }
+#undef LOAD_PIXELS
+#undef LOAD_WEIGHTS
+#undef MULTIPLY_FLOATS
   finish(call, places, before, before.end - before.next);
   const int64_t row = 2 * kLanes * static_cast<int64_t>(sizeof *sums);
   TILE_STORE(tiles, 0, sums, row);
@@ -710,38 +840,48 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
   if (ROWS > 1 && COLUMNS > 1) TILE_STORE(tiles, 3, sums + 2 * kLanes * kLanes + kLanes, row);
 }
 
+// The same for up to two tiles of pixels and of weights: as many as there are.
+template <int PARTS, typename... Arguments>
+INLINE void multiply_some(bool two_rows, bool two_columns, Arguments &&...arguments) {
+  if (two_rows && two_columns) {
+    multiply<PARTS, 2, 2>(arguments...);
+  } else if (two_rows) {
+    multiply<PARTS, 2, 1>(arguments...);
+  } else if (two_columns) {
+    multiply<PARTS, 1, 2>(arguments...);
+  } else {
+    multiply<PARTS, 1, 1>(arguments...);
+  }
+}
+
 void run_item(const Call &call, const Plan &plan, int64_t item, Tiles &tiles, Workplace &work, Finish finish) {
   const int64_t chunk = item % plan.chunks, strip = item / plan.chunks % plan.strips;
   const int64_t set = item / plan.chunks / plan.strips;
   const int64_t lines = plan.direct ? prepare_directly(call, plan, set, work) : prepare(call, plan, set, strip, work);
   const Places places{work.pixel, work.image};
-  const bool halves = call.halves == 2;
+  const bool halves = call.parts == 2;
   const int64_t step = halves ? kLanes : 2 * kLanes;
+  const int64_t of_block = (halves ? 1 : call.parts) * plan.steps * kLanes * plan.slab;  // bytes of weights
   Finishing before{};
   int side = 0;
   __asm__ volatile("" ::: "memory");  // compilers do not know that tiles read memory
   for (int64_t turn = plan.turns * chunk / plan.chunks; turn < plan.turns * (chunk + 1) / plan.chunks; ++turn) {
-    const int8_t *weights = call.weights + 2 * turn * plan.steps * kLanes * plan.slab;
+    const int8_t *weights = call.weights + 2 * turn * of_block;
     const int64_t columns = halves ? 1 : least(2, plan.blocks - 2 * turn);
     for (const Line *line = work.lines; line < work.lines + lines; ++line) {
       for (int64_t from = 0; from < line->count; from += step) {
         const uint8_t *pixels = line->pixels + from * plan.stride;
         int32_t *sums = work.sums[side ^= 1];
         const bool two = line->count - from > kLanes;
-#define MULTIPLY(ROWS, COLUMNS, HALVES)                                                                               \
-  multiply<ROWS, COLUMNS, HALVES>(tiles, plan, *line, pixels, work.steps, weights, sums, call, places, finish, before)
         if (halves) {
-          MULTIPLY(2, 2, true);
-        } else if (two && columns == 2) {
-          MULTIPLY(2, 2, false);
-        } else if (two) {
-          MULTIPLY(2, 1, false);
-        } else if (columns == 2) {
-          MULTIPLY(1, 2, false);
+          multiply<2, 2, 2>(tiles, plan, *line, pixels, work.steps, weights, sums, call, places, finish, before);
+        } else if (call.thirds()) {
+          multiply_some<3>(two, columns == 2, tiles, plan, *line, pixels, work.steps, weights, sums, call, places,
+                           finish, before);
         } else {
-          MULTIPLY(1, 1, false);
+          multiply_some<1>(two, columns == 2, tiles, plan, *line, pixels, work.steps, weights, sums, call, places,
+                           finish, before);
         }
-#undef MULTIPLY
         // As many pixels at a time as outputs.
         before = Finishing{sums, 0, least(step, line->count - from), from, turn * step, columns, line};
       }

@@ -200,7 +200,7 @@ def _arithmetic_on(device: torch.device, cache_bytes: int) -> tuple[Arithmetic, 
         why_not = amx.why_not([device])
         if why_not is not None:
             return OnednnArithmetic(cache_bytes, passes), f"{how}; by oneDNN: {why_not}"
-        return amx, f"by AMX, with what follows in the same pass; {how}"
+        return amx, f"by AMX, float32 as three bfloat16 numbers each, with what follows in the same pass; {how}"
     if device.type != "cuda":
         raise DeclinedError(f"nothing convolves them on {device}")
     try:

@@ -83,7 +83,8 @@ class ConvolutionWithLevels(LayerConvolution, Protocol):
         relu: bool,
         other: Tensor | None,
         to: Sequence[ActivationGrid],
-    ) -> tuple[Tensor, ...]:
+        kept: bool,
+    ) -> tuple[Tensor | None, ...]:
         """Return max(conv(images) * scale + bias + other, 0) in float32, then the same rounded to each grid, uint8.
 
         Args:
@@ -93,7 +94,20 @@ class ConvolutionWithLevels(LayerConvolution, Protocol):
             relu: whether the maximum is taken.
             other: (N, out, H', W') float32, or None.
             to: the grids of the layers that read the result, at most `most_levels`.
+            kept: whether the float32 values are of use; else they may be None.
         """
+        ...
+
+
+@runtime_checkable
+class ConvolutionOfFloats(ConvolutionWithLevels, Protocol):
+    """One that also convolves what is not rounded to integers; then images are float32, in channels_last as well.
+
+    Its sums are no further from the exact ones than float32's.
+    """
+
+    def takes_floats(self, bits: int) -> bool:
+        """Return whether it does so at so many bits. It may set the layer's."""
         ...
 
 

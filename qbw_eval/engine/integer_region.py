@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qbw_eval.engine.convolutions import Affine, Arithmetic, ConvolutionWithLevels
+from qbw_eval.engine.convolutions import Affine, Arithmetic, ConvolutionOfFloats, ConvolutionWithLevels
 from qbw_eval.engine.incremental import QuantizedWeights
 from qbw_eval.engine.packing import Halves, Split, integers_of
 from qbw_eval.engine.passes import halves_of, levels_on, rounded, rows_of, shaped
@@ -26,6 +26,8 @@ _ZERO, _NO_BOUND = torch.tensor(0.0), torch.tensor(float("-inf"))
 
 class IntegerRegion:
     """A region at every bitwidth. Above those of the arithmetic, and where it knows no exact way, it runs in float32.
+
+    That either the arithmetic does, too, or torch, operation by operation.
 
     Args:
         region: its nodes.
@@ -66,6 +68,7 @@ class IntegerRegion:
             self._most_levels = convolution.most_levels if isinstance(convolution, ConvolutionWithLevels) else 0
         self._least = (_ZERO if region.relu else _NO_BOUND).to(region.layer.weight.device)
         self._whys: dict[int, str | None] = {}
+        self._takes_floats: dict[int, bool] = {}
         self._scales: dict[tuple[int, int, ActivationGrid | None], Affine] = {}
 
     # --- what it is at a bitwidth -----------------------------------------------------------------------------------
@@ -77,6 +80,15 @@ class IntegerRegion:
     def in_integers(self, bits: int) -> bool:
         """Return whether the layer runs in integers at so many bits; it may set them."""
         return bits <= self._arithmetic.most_bits and self.why_not(bits) is None
+
+    def convolved(self, bits: int) -> bool:
+        """Return whether the arithmetic convolves the layer at so many bits, integers or float32; it may set them."""
+        if self.in_integers(bits):
+            return True
+        if bits not in self._takes_floats:
+            convolution = self.convolution
+            self._takes_floats[bits] = isinstance(convolution, ConvolutionOfFloats) and convolution.takes_floats(bits)
+        return self._takes_floats[bits]
 
     def at(self, bits: int) -> QuantConv2d | QuantLinear:
         """Return the layer on the CPU, at so many bits."""
@@ -117,7 +129,7 @@ class IntegerRegion:
         return self._arithmetic.split(integers, grid.largest, groups)
 
     def affine(self, own: int, of_norm: int, to: ActivationGrid | None) -> Affine:
-        """Return what leads from sums of integers to values, or to multiples of another layer's unit.
+        """Return what leads from sums of integers, or of float32, to values, or to multiples of another layer's unit.
 
         Worked out in float64 and rounded once.
 
@@ -128,15 +140,20 @@ class IntegerRegion:
         """
         key = own, of_norm, to
         if key not in self._scales:
-            layer = self.at(own)
-            weight_unit, grid = layer.weight_unit(), layer.activation_grid()
-            assert weight_unit is not None
-            assert grid is not None
             factor, shift = _affine(self.region, of_norm)
             unit = 1.0 if to is None else to.unit
-            scale = factor * (weight_unit * grid.unit) / unit
+            scale = factor * self._unit_of_sums(own) / unit
             self._scales[key] = Affine(scale.float(), (shift / unit).float())
         return self._scales[key]
+
+    def _unit_of_sums(self, bits: int) -> float:
+        if not self.in_integers(bits):
+            return 1.0
+        layer = self.at(bits)
+        weight_unit, grid = layer.weight_unit(), layer.activation_grid()
+        assert weight_unit is not None
+        assert grid is not None
+        return weight_unit * grid.unit
 
     # --- what it computes -------------------------------------------------------------------------------------------
 
@@ -154,11 +171,11 @@ class IntegerRegion:
         """
         x, *others = values
         to = self.reader.grid(bits[self.reader.position]) if self.reader is not None else None
-        if self.grid(bits[self.position]) is None:
+        if not self.convolved(bits[self.position]):
             return self._for_reader(self._in_float32(x, bits[self.position], others), to)
         if to is not None and halves_of(to.largest) == 2 and not self._has_the_readers_channels:
-            return self._for_reader(self._in_integers(x, bits, others, None), to)
-        return self._in_integers(x, bits, others, to)
+            return self._for_reader(self._by_arithmetic(x, bits, others, None), to)
+        return self._by_arithmetic(x, bits, others, to)
 
     @property
     def _has_the_readers_channels(self) -> bool:
@@ -182,10 +199,15 @@ class IntegerRegion:
 
     def carries(self, bits: Bits, /) -> int:
         """Return for how many readers `run` may round its value along."""
-        return self._most_levels if self.in_integers(bits[self.position]) else 0
+        return self._most_levels if self.convolved(bits[self.position]) else 0
 
-    def compute_with(self, values: Sequence[Tensor], bits: Bits, riders: Sequence[Rider]) -> tuple[Tensor, ...]:
-        """Return `run`'s value, then what `round_input` of each rider, a region that reads it, makes of that value."""
+    def compute_with(
+        self, values: Sequence[Tensor], bits: Bits, riders: Sequence[Rider], *, kept: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Return `run`'s value, then what `round_input` of each rider, a region that reads it, makes of that value.
+
+        The value itself may be None where it is not kept.
+        """
         x, *others = values
         own, grids = bits[self.position], []
         for rider in riders:
@@ -198,12 +220,13 @@ class IntegerRegion:
             return (value, *(rider.as_levels(value, grid) for rider, grid in grids))
         assert isinstance(self.convolution, ConvolutionWithLevels)
         return self.convolution.with_levels(
-            self.as_images(x),
+            self._for_convolution(x, own),
             own,
             self.affine(own, own, None),
             relu=self.region.relu,
             other=self.as_images(others[0]) if others else None,
             to=[grid for _, grid in grids],
+            kept=kept,
         )
 
     def adds_alike(self, other: object, x: Tensor) -> bool:
@@ -213,9 +236,16 @@ class IntegerRegion:
         """
         return isinstance(other, Tensor) and (other.dtype, other.shape) == (torch.float32, self.shape_for(x))
 
-    def _in_integers(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
-        """Return the value of a region whose layer runs in integers; rounded for the layer whose grid is `to`."""
-        images, own = self.as_images(x), bits[self.position]
+    def _for_convolution(self, x: Tensor, bits: int) -> Tensor:
+        """Return the layer's input as images that it convolves at its bits; clamping float32, it does itself."""
+        if not self.in_integers(bits) and self.at(bits).activation_bounds() is None:
+            x = self._quantized(x, bits)
+        return self.as_images(x)
+
+    def _by_arithmetic(self, x: Tensor, bits: Bits, others: Sequence[Tensor], to: ActivationGrid | None) -> Tensor:
+        """Return the value of a region whose layer is `convolved`; rounded for the layer whose grid is `to`."""
+        own = bits[self.position]
+        images = self._for_convolution(x, own)
         of_norm = own if self.reader is None or not self.norm_follows_reader else bits[self.reader.position]
         if others and not self.adds_alike(others[0], x):
             y = self.convolution(images, own, self.affine(own, of_norm, None), relu=False, other=None, to=None)

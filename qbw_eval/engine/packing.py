@@ -1,4 +1,4 @@
-"""Quantized weights as int8 convolutions of oneDNN that are exact, or no convolution at all.
+"""Quantized weights in parts that instructions for 8 or 16 bits multiply: exactly, or not at all.
 
 A k-bit layer is a convolution of integers: activations 0..n (n = 2**k - 1), weights whole multiples of one value. It is
 exact in int32 as long as no sum overflows, which is checked here and not hoped for:
@@ -60,6 +60,28 @@ class Halves:
     high: Tensor
     low: Tensor
     factor: int
+
+
+@dataclass(frozen=True)
+class Thirds:
+    """Float32 weights as sums of three bfloat16 numbers, w = high + middle + low: each is the nearest to what is left.
+
+    Attributes:
+        high, middle, low: (out, in, kh, kw) bfloat16.
+    """
+
+    high: Tensor
+    middle: Tensor
+    low: Tensor
+
+
+def thirds_of(weights: Tensor) -> Thirds | None:
+    """Return float32 weights (out, in, kh, kw) in thirds; None where some are not finite, or too large for them."""
+    high = weights.bfloat16()
+    rest = weights - high.float()
+    middle = rest.bfloat16()
+    low = (rest - middle.float()).bfloat16()
+    return Thirds(high, middle, low) if bool(high.isfinite().all()) else None
 
 
 def integers_of(weight: Tensor, unit: float) -> Tensor | None:

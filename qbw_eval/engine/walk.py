@@ -103,13 +103,16 @@ def riders_of(
 class WalkedCarrier(Carrier, Protocol):
     """See `Carrier`; where it is walked."""
 
-    def compute_with(self, inputs: Sequence[Any], bits: Bits, riders: Sequence[Rider]) -> tuple[Any, ...]:
+    def compute_with(
+        self, inputs: Sequence[Any], bits: Bits, riders: Sequence[Rider], *, kept: bool
+    ) -> tuple[Any, ...]:
         """Return its value, then those of its riders; the same bits as `Operation.compute` of each.
 
         Args:
             inputs: their values.
             bits: of every layer.
             riders: what is computed along; `Operation.rider` of each.
+            kept: whether somebody else reads its value, which may be None where nobody does.
         """
         ...
 
@@ -347,5 +350,5 @@ class Program:
             return {turn.number: operation.compute(inputs, bits)}
         riders = [rider for number in turn.along if (rider := self._riders[number - 1]) is not None]
         assert operation.carrier is not None
-        found = operation.carrier.compute_with(inputs, bits, riders)
+        found = operation.carrier.compute_with(inputs, bits, riders, kept=turn.number not in turn.drop)
         return dict(zip((turn.number, *turn.along), found, strict=True))

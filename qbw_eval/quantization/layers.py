@@ -4,6 +4,7 @@ Invariants: `curr_bitwidth` is one of `bitwidth_options` or 32; weights and acti
 biases are not quantized. Setting a bitwidth changes nothing but `curr_bitwidth`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -243,6 +244,17 @@ class QuantizedLayer(nn.Module):
                 return ActivationGrid(largest=largest, clipping=None, unit=step)
             case "lsqplus" | "none":
                 return None
+
+    def activation_bounds(self) -> tuple[float, float] | None:
+        """Return what `quantize_activation` clamps its input to where it does nothing else; None where it rounds.
+
+        Minus or plus infinity is no bound.
+        """
+        if self.curr_bitwidth != FULL_PRECISION and self.quantizers.activation != "none":
+            return None
+        if self.quantizers.activation != "dorefa":
+            return -math.inf, math.inf
+        return 0.0, math.inf if self.quantizers.weight == "dorefa_scaled" else 1.0
 
     def _step_and_zero_point(self, learned: nn.Module) -> tuple[Tensor, Tensor]:
         assert isinstance(learned, StepSizeAndZeroPoint)

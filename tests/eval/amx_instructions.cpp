@@ -1,6 +1,6 @@
 // AMX's instructions, one by one, on a CPU that has none: each is an illegal instruction there, and a handler of the
 // signal does what Intel's manual says (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2). The
-// eight that `amx.cpp` uses, and no others; whatever breaks a rule of the manual ends the process.
+// nine that `amx.cpp` uses, and no others; whatever breaks a rule of the manual ends the process.
 
 #include <csignal>
 #include <cstdint>
@@ -44,12 +44,41 @@ void load_config(const void *from) {
   std::memset(tiles, 0, sizeof tiles);
 }
 
-// sums(m, n) += sum over i of unsigned left(m, 4 k + i) * right(k, 4 n + i), which has a sign or not
-template <typename Right>
-void multiply(int sums, int left, int right) {
+// Two tiles and one of sums.
+void check(int sums, int left, int right) {
   require(sums != left && sums != right && left != right, "a tile is used twice");
   require(config.bytes[left] == 4 * config.rows[right], "inner sizes differ");
   require(config.rows[sums] == config.rows[left] && config.bytes[sums] == config.bytes[right], "outer sizes differ");
+}
+
+float wide(const uint8_t *half) {
+  uint32_t digits = static_cast<uint32_t>(half[0]) << 16 | static_cast<uint32_t>(half[1]) << 24;
+  float value;
+  std::memcpy(&value, &digits, sizeof value);
+  return value;
+}
+
+// sums(m, n) += (sum over k of left(m, 2 k) * right(k, 2 n)) + (the same with 2 k + 1 and 2 n + 1), bfloat16 and float32
+void multiply_floats(int sums, int left, int right) {
+  check(sums, left, right);
+  for (int m = 0; m < config.rows[sums]; ++m) {
+    float row[16], even[16] = {}, odd[16] = {};
+    std::memcpy(row, tiles[sums][m], sizeof row);
+    for (int k = 0; k < config.bytes[left] / 4; ++k) {
+      for (int n = 0; n < config.bytes[sums] / 4; ++n) {
+        even[n] += wide(&tiles[left][m][4 * k]) * wide(&tiles[right][k][4 * n]);
+        odd[n] += wide(&tiles[left][m][4 * k + 2]) * wide(&tiles[right][k][4 * n + 2]);
+      }
+    }
+    for (int n = 0; n < 16; ++n) row[n] += even[n] + odd[n];
+    std::memcpy(tiles[sums][m], row, sizeof row);
+  }
+}
+
+// sums(m, n) += sum over i of unsigned left(m, 4 k + i) * right(k, 4 n + i), which has a sign or not
+template <typename Right>
+void multiply(int sums, int left, int right) {
+  check(sums, left, right);
   for (int m = 0; m < config.rows[sums]; ++m) {
     int32_t row[16];
     std::memcpy(row, tiles[sums][m], sizeof row);
@@ -119,6 +148,8 @@ void handle(int, siginfo_t *, void *data) {
     }
   } else if (operation == 0x5E && prefix <= 1 && mode == 3) {
     prefix ? multiply<int8_t>(reg, rm, second) : multiply<uint8_t>(reg, rm, second);
+  } else if (operation == 0x5C && prefix == 2 && mode == 3) {
+    multiply_floats(reg, rm, second);
   } else {
     fail("an instruction that is not AMX's, or not known here");
   }

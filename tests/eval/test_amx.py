@@ -277,7 +277,9 @@ def test_levels_beside_a_value_are_that_value_rounded(count: int, outputs: int, 
     with number_of_threads(2):
         found = streaming.convolve(x, weights_packed, affine, relu=True, other=other, levels=besides)
     assert same_bits(found, kernel.convolve(x, weights_packed, affine, relu=True, other=other))
-    for each in besides:
+    alone = [replace(each, out=torch.full_like(each.out, 78)) for each in besides]
+    kernel.round_only(x, weights_packed, affine, relu=True, other=other, levels=alone)
+    for each in (*besides, *alone):
         assert same_bits(rows(each.out), passed(rows(found), each.rounding, each.limits))
 
 
@@ -363,7 +365,11 @@ def test_where_there_is_a_kernel_it_is_taken_and_where_it_is_wrong_onednn(
     monkeypatch.setattr(choose, "fastest_passes", lambda: PLAIN)
     between = "what lies between them is plain torch, since no C++ compiler is found"
     for here, kind, words in (
-        (kernel, AmxArithmetic, f"by AMX, with what follows in the same pass; {between}"),
+        (
+            kernel,
+            AmxArithmetic,
+            f"by AMX, float32 as three bfloat16 numbers each, with what follows in the same pass; {between}",
+        ),
         (None, OnednnArithmetic, between),
         ("its compiler fails", OnednnArithmetic, f"{between}; by oneDNN, not AMX: its compiler fails"),
         (
@@ -528,7 +534,7 @@ def instructions(tmp_path: Path) -> Iterator[ctypes.CDLL]:
 def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -> None:
     """All that a CPU with AMX would run, but that sixteen numbers are as many registers as this CPU makes of them."""
     try:
-        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:3]))
+        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:4]))
     except KernelError as error:
         pytest.skip(f"this compiler knows no AMX: {error}")
     kernel = copy.copy(kernel_of(emulated=True))

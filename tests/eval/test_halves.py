@@ -253,7 +253,7 @@ def test_any_ending_follows_any_sums(
 def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -> None:  # noqa: F811 - the fixture
     """On the largest sums and all endings `test_amx` tries them, too."""
     try:
-        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:3]))
+        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:4]))
     except KernelError as error:
         pytest.skip(f"this compiler knows no AMX: {error}")
     real = copy.copy(kernel_of(emulated=True))
@@ -271,7 +271,7 @@ def test_a_kernel_without_the_high_halves_is_found_out(kernel: AmxKernel) -> Non
 
         def convolve(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
             weights = args[0]
-            if weights.halves == 2:  # type: ignore[attr-defined]  # they are packed ones
+            if weights.parts == 2:  # type: ignore[attr-defined]  # they are packed ones
                 x = x.clone(memory_format=torch.channels_last)
                 x[:, x.shape[1] // 2 :] = 0
             return super().convolve(x, *args, **kwargs)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from qbw_eval.engine.walk import Bits, Operation, Program, Rider, Step, Turn
 # --- a program that writes down what it does -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Value:
     """What an operation computes here: its name applied to its inputs and its layers' bits, written out in full."""
 
@@ -45,7 +45,9 @@ class Computed:
     def carries(self, bits: Bits, /) -> int:
         return {2: 2, 4: 1, 8: 0}[bits[min(self.layers)]] if self.layers else 2
 
-    def compute_with(self, inputs: Sequence[Value], bits: Bits, riders: Sequence[Rider]) -> tuple[Value, ...]:
+    def compute_with(
+        self, inputs: Sequence[Value], bits: Bits, riders: Sequence[Rider], *, kept: bool
+    ) -> tuple[Value, ...]:
         value = self(inputs, bits)
         assert 0 < len(riders) <= self.carries(bits)
         along = []
@@ -53,6 +55,8 @@ class Computed:
             assert isinstance(rider, Computed)
             assert rider.rides(bits)
             along.append(rider([value], bits))
+        if not kept:
+            value.text = "nobody reads it"
         return (value, *along)
 
 
