@@ -28,7 +28,8 @@
 //
 // What is float32 is split into *thirds*, bfloat16 all three, whose sum it is: x = high + middle + low. Images are split
 // while they are copied, weights before. Of the nine products the six largest are added up in float32, which leaves out
-// 2**-26 of one at most (Henry, Tang, Heinecke 2019, arXiv 1904.06376, section 2).
+// 2**-26 of one at most (Henry, Tang, Heinecke 2019, arXiv 1904.06376, section 2). So that not every one is rounded as
+// the whole sum is, a few steps are added up by themselves first.
 //
 // Every operation in float32 is rounded by itself, in the order of `passes`; nothing is contracted (-ffp-contract=off).
 //
@@ -54,8 +55,9 @@ constexpr int64_t kLanes = 16;      // pixels and outputs of a tile
 constexpr int64_t kSlab = 64;       // bytes of a pixel's channels in a tile
 constexpr int64_t kMostTogether = 32;
 constexpr int64_t kCached = 768 << 10;  // bytes of weights that are thought to stay in a core's own cache
-constexpr int64_t kManyPixels = 512;    // an item's, so that weights from elsewhere are worth fetching
+constexpr int64_t kManyPixels = 256;    // an item's, so that weights from elsewhere are worth fetching
 constexpr int64_t kFewPixels = 128;     // or where they are near
+constexpr int64_t kStepsOfFloats = 8;   // that are added up by themselves
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -631,6 +633,7 @@ struct Workplace {
   int32_t *windows;        // (lines, line_room) sums of those
   Line *lines;
   int32_t *sums[2];        // (32 pixels, 32 outputs) each
+  int32_t *some;           // the same of some steps; of thirds only
   int64_t *steps;          // where each begins, from a line's `pixels` on
   int64_t *pixel, *image;  // `Places`, by a pixel's number in its line
 
@@ -648,6 +651,7 @@ struct Workplace {
     take(lines, count + plan.direct);
     take(sums[0], 4 * kLanes * kLanes);
     take(sums[1], 4 * kLanes * kLanes);
+    take(some, call.thirds() * 4 * kLanes * kLanes);
     take(steps, plan.steps);
     take(pixel, plan.line);
     take(image, plan.line);
@@ -754,21 +758,45 @@ int64_t prepare_directly(const Call &call, const Plan &plan, int64_t set, Workpl
   return 2;
 }
 
+template <int ROWS, int COLUMNS>
+INLINE void store_sums([[maybe_unused]] Tiles &tiles, int32_t *sums) {
+  const int64_t row = 2 * kLanes * static_cast<int64_t>(sizeof *sums);
+  TILE_STORE(tiles, 0, sums, row);
+  if (COLUMNS > 1) TILE_STORE(tiles, 1, sums + kLanes, row);
+  if (ROWS > 1) TILE_STORE(tiles, 2, sums + 2 * kLanes * kLanes, row);
+  if (ROWS > 1 && COLUMNS > 1) TILE_STORE(tiles, 3, sums + 2 * kLanes * kLanes + kLanes, row);
+}
+
+template <int ROWS, int COLUMNS>
+INLINE void clear_sums([[maybe_unused]] Tiles &tiles) {
+  TILE_ZERO(tiles, 0);
+  if (COLUMNS > 1) TILE_ZERO(tiles, 1);
+  if (ROWS > 1) TILE_ZERO(tiles, 2);
+  if (ROWS > 1 && COLUMNS > 1) TILE_ZERO(tiles, 3);
+}
+
+template <int ROWS, int COLUMNS>
+INLINE void add_floats(int32_t *sums, const int32_t *some) {
+  for (int64_t row = 0; row < ROWS * kLanes; ++row) {
+    for (int64_t column = 0; column < COLUMNS; ++column) {
+      const int64_t at = (2 * row + column) * kLanes;
+      stored<true>(sums + at, loaded<Floats, true>(sums + at, kLanes) + loaded<Floats, true>(some + at, kLanes), kLanes);
+    }
+  }
+}
+
 // Multiplies ROWS tiles of pixels by COLUMNS of weights, step by step, and goes on with what came before in between.
 // Of halves, both are the low and the high one of the same, so that what is low has no sign.
 template <int PARTS, int ROWS, int COLUMNS>
 INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line &line, const uint8_t *pixels,
-                     const int64_t *steps, const int8_t *weights, int32_t *sums, const Call &call,
+                     const Workplace &work, const int8_t *weights, int32_t *sums, const Call &call,
                      const Places &places, Finish finish, Finishing &before) {
   constexpr bool HALVES = PARTS == 2, THIRDS = PARTS == 3;
   const int64_t stride = plan.stride, tile = kLanes * plan.slab, part = plan.steps * tile, of_pixel = plan.part;
   const int64_t second = HALVES ? of_pixel : kLanes * stride, block = THIRDS ? 3 * part : part;
   const int64_t count = line.last - line.first;
   const int64_t share = count ? over(before.end - before.next, count) : 0;
-  TILE_ZERO(tiles, 0);
-  if (COLUMNS > 1) TILE_ZERO(tiles, 1);
-  if (ROWS > 1) TILE_ZERO(tiles, 2);
-  if (ROWS > 1 && COLUMNS > 1) TILE_ZERO(tiles, 3);
+  clear_sums<ROWS, COLUMNS>(tiles);
 #define LOAD_PIXELS(number)                                                                           \
   do {                                                                                                \
     TILE_LOAD(tiles, 4, from + (number)*of_pixel, stride);                                            \
@@ -787,8 +815,16 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
     if (ROWS > 1 && COLUMNS > 1) TILE_MULTIPLY_FLOATS(tiles, 3, 5, 7);                                \
   } while (false)
   const int8_t *at = weights + line.first * tile;
+  int64_t whole = line.first + kStepsOfFloats;  // where sums of floats become part of what is added up so far
   for (int64_t step = line.first; step < line.last; ++step, at += tile) {
-    const uint8_t *from = pixels + steps[step];
+    const uint8_t *from = pixels + work.steps[step];
+    if (THIRDS && step == whole) {
+      int32_t *const to = whole == line.first + kStepsOfFloats ? sums : work.some;
+      store_sums<ROWS, COLUMNS>(tiles, to);
+      if (to != sums) add_floats<ROWS, COLUMNS>(sums, to);
+      clear_sums<ROWS, COLUMNS>(tiles);
+      whole += kStepsOfFloats;
+    }
     if (THIRDS) {  // 0: high, 1: middle, 2: low; in an order that loads few tiles twice
       LOAD_PIXELS(0);
       LOAD_WEIGHTS(2);
@@ -833,11 +869,12 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
 #undef LOAD_WEIGHTS
 #undef MULTIPLY_FLOATS
   finish(call, places, before, before.end - before.next);
-  const int64_t row = 2 * kLanes * static_cast<int64_t>(sizeof *sums);
-  TILE_STORE(tiles, 0, sums, row);
-  if (COLUMNS > 1) TILE_STORE(tiles, 1, sums + kLanes, row);
-  if (ROWS > 1) TILE_STORE(tiles, 2, sums + 2 * kLanes * kLanes, row);
-  if (ROWS > 1 && COLUMNS > 1) TILE_STORE(tiles, 3, sums + 2 * kLanes * kLanes + kLanes, row);
+  if (THIRDS && count > kStepsOfFloats) {
+    store_sums<ROWS, COLUMNS>(tiles, work.some);
+    add_floats<ROWS, COLUMNS>(sums, work.some);
+  } else {
+    store_sums<ROWS, COLUMNS>(tiles, sums);
+  }
 }
 
 // The same for up to two tiles of pixels and of weights: as many as there are.
@@ -874,13 +911,13 @@ void run_item(const Call &call, const Plan &plan, int64_t item, Tiles &tiles, Wo
         int32_t *sums = work.sums[side ^= 1];
         const bool two = line->count - from > kLanes;
         if (halves) {
-          multiply<2, 2, 2>(tiles, plan, *line, pixels, work.steps, weights, sums, call, places, finish, before);
+          multiply<2, 2, 2>(tiles, plan, *line, pixels, work, weights, sums, call, places, finish, before);
         } else if (call.thirds()) {
-          multiply_some<3>(two, columns == 2, tiles, plan, *line, pixels, work.steps, weights, sums, call, places,
-                           finish, before);
+          multiply_some<3>(two, columns == 2, tiles, plan, *line, pixels, work, weights, sums, call, places, finish,
+                           before);
         } else {
-          multiply_some<1>(two, columns == 2, tiles, plan, *line, pixels, work.steps, weights, sums, call, places,
-                           finish, before);
+          multiply_some<1>(two, columns == 2, tiles, plan, *line, pixels, work, weights, sums, call, places, finish,
+                           before);
         }
         // As many pixels at a time as outputs.
         before = Finishing{sums, 0, least(step, line->count - from), from, turn * step, columns, line};

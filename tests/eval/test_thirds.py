@@ -7,8 +7,10 @@ import copy
 import ctypes
 import itertools
 import math
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,17 @@ from test_integer import MUCH, Pair, logits_of
 from torch import Tensor, nn
 
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, why_inexact
-from qbw_eval.engine.amx_kernel import EMULATED_FLAGS, REAL_FLAGS, AmxKernel, Levels, packed, program_with, why_no_tiles
-from qbw_eval.engine.compiled import COMPILERS, KernelError
+from qbw_eval.engine.amx_kernel import (
+    EMULATED_FLAGS,
+    REAL_FLAGS,
+    SOURCE,
+    AmxKernel,
+    Levels,
+    packed,
+    program_with,
+    why_no_tiles,
+)
+from qbw_eval.engine.compiled import COMPILERS, KernelError, compile_to
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.packing import Thirds, thirds_of, why_not_here
@@ -206,6 +217,19 @@ def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -
     for seed in range(100 if FULL else 10):
         assert same_bits(plainly(real, *float_case(seed)), plainly(kernel_of(emulated=True), *float_case(seed)))
     assert instructions.stop() > 1_000
+
+
+def test_with_amx_products_of_thirds_follow_each_other_and_few_tiles_are_loaded_twice(tmp_path: Path) -> None:
+    """24 products of two by two tiles in all thirds, for which 12 tiles are loaded once and 4 again."""
+    try:
+        compile_to(tmp_path / "amx.s", SOURCE, (*REAL_FLAGS, "-S"))
+    except KernelError as error:
+        pytest.skip(f"this compiler knows no AMX: {error}")
+    assembly = (tmp_path / "amx.s").read_text()
+    straight = re.split(r"\n\.L\w+:|\n\s+(?:j\w+|call)\s", assembly)
+    counts = [tuple(len(re.findall(what, part)) for what in ("tdpbf16ps", "tileloadd", "zmm")) for part in straight]
+    assert (24, 16, 0) in counts
+    assert {(products, loads) for products, loads, _ in counts if products} == {(24, 16), (12, 13), (12, 11), (6, 8)}
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
