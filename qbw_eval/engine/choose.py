@@ -167,7 +167,10 @@ def _faster(
             arithmetic=arithmetic,
             replaying=_replaying_on(device, activation_bytes),
         )
-        integer.try_replaying(inputs, _probes(len(layer_names), options))
+        probes = _probes(len(layer_names), options)
+        integer.try_replaying(inputs, probes)
+        if device.type == "cpu":  # elsewhere every launch would be compiled and tuned for so few samples
+            _check_runs(integer, inputs, probes[: len(set(options))])
     except DeclinedError as error:
         return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
     if name == "auto" and device.type != "cpu" and integer.not_replayed is not None:
@@ -268,8 +271,23 @@ def _check_equal(
     except Exception as error:  # where the graph took another way than the network does, anything may fail
         if is_out_of_memory(error):
             raise
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UntraceableError(f"what its graph shows cannot be run ({text})") from None
+        raise UntraceableError(f"what its graph shows cannot be run ({_first_line(error)})") from None
     for position, logits in found.items():
         if not torch.equal(logits.nan_to_num(nan=torch.pi), expected[position].nan_to_num(nan=torch.pi)):
             raise UntraceableError("its forward pass does more than its graph shows")
+
+
+def _check_runs(engine: IntegerEngine, inputs: Any, probes: Sequence[BitwidthConfiguration]) -> None:
+    """Raise DeclinedError where integers fail on what the network itself computes: one image without a batch, say."""
+    try:
+        with torch.no_grad():
+            for _ in engine.logits(inputs, probes):
+                pass
+    except Exception as error:  # from a layer that is given what nobody foresaw
+        if is_out_of_memory(error):
+            raise
+        raise DeclinedError(f"a layer cannot be run in them ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

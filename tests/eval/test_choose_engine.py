@@ -173,6 +173,25 @@ def test_where_integers_are_not_right_the_reason_is_told(name: str, net: Callabl
         assert torch.equal(found[position].nan_to_num(nan=7), expected.nan_to_num(nan=7))
 
 
+class OneByOne(nn.Module):
+    """Convolves every image by itself, without a batch around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = QuantConv2d(3, 4, 3, quantizers=Quantizers(options=OPTIONS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.layer(x[0]), self.layer(x[1])]).mean((2, 3))
+
+
+@INTEGERS_HERE
+@pytest.mark.parametrize("name", ["auto", "integer"])
+def test_a_network_that_integers_fail_on_runs_without_them(name: str) -> None:
+    choice = chosen(name, OneByOne().eval())
+    assert choice.engine.name == "incremental"
+    assert choice.reason.startswith(f"{EQUAL}; no integers: a layer cannot be run in them (")
+
+
 def test_a_weight_that_is_nan_where_no_logit_is_shows_in_the_weights() -> None:
     """A batch norm's statistics at a bitwidth that is not among the options asked for."""
     net = network()
