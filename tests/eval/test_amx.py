@@ -34,14 +34,9 @@ from torch import Tensor
 
 from qbw_eval.engine import choose
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, kernel_here, why_inexact
-from qbw_eval.engine.amx_kernel import (
-    AmxKernel,
-    Levels,
-    packed,
-    why_no_tiles,
-)
+from qbw_eval.engine.amx_kernel import SOURCE, AmxKernel, Levels, packed, why_no_tiles
 from qbw_eval.engine.choose import _arithmetic_on
-from qbw_eval.engine.compiled import COMPILERS, KernelError
+from qbw_eval.engine.compiled import COMPILERS, KernelError, compile_to
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
 from qbw_eval.engine.onednn import OnednnArithmetic
 from qbw_eval.engine.packing import Split, split_weights, why_not_here
