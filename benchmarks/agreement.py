@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qbw_eval.configurations import BitwidthConfiguration, sample
 from qbw_eval.engine.choose import Engine
 from qbw_eval.engine.compiled_passes import fastest_passes
+from qbw_eval.engine.convolutions import Arithmetic
 from qbw_eval.engine.incremental import IncrementalEngine
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.passes import Passes
@@ -62,6 +63,7 @@ def class_changes(
     passes: Passes,
     *,
     batch_size: int = 100,
+    arithmetic: Arithmetic | None = None,
     tell: Callable[[Changes], object] = lambda _changes: None,
 ) -> Changes:
     """Run every configuration three times, in float64, by the reference and in integers, and count.
@@ -75,11 +77,14 @@ def class_changes(
         configurations: which.
         passes: how the integer engine computes what lies between convolutions.
         batch_size: samples a forward pass.
+        arithmetic: what convolves integers, with passes of its own; oneDNN if left out.
         tell: told the counts so far after every batch.
     """
     truth = IncrementalEngine(copy.deepcopy(network).double(), layer_names, inputs, _CACHE)
     reference = IncrementalEngine(network, layer_names, inputs, _CACHE)
-    integer = IntegerEngine(network, layer_names, inputs[:batch_size], common_options(network), _CACHE, passes)
+    integer = IntegerEngine(
+        *(network, layer_names, inputs[:batch_size], common_options(network), _CACHE, passes), arithmetic=arithmetic
+    )
     changes = Changes(reference=[0] * len(configurations), integer=[0] * len(configurations))
     for batch in torch.split(inputs, batch_size):
         expected = classes_of(truth, batch.double(), configurations)

@@ -27,9 +27,10 @@
 //     m * x = 65536 * (high * high) + 256 * (high * low + low * high) + low * low
 //
 // What is float32 is split into *thirds*, bfloat16 all three, whose sum it is: x = high + middle + low. Images are split
-// while they are copied, weights before. Of the nine products the six largest are added up in float32, which leaves out
-// 2**-24 of one at most (after Henry, Tang, Heinecke 2019, arXiv 1904.06376, section 2). So that not every one is rounded
-// as the whole sum is, the largest of the six comes last, and a few steps are added up by themselves first.
+// while they are copied, weights before. Of the nine products the six largest are added up in float32; what is left out
+// is 2**-24 of a product at most, and mostly far less (after Henry, Tang, Heinecke 2019, arXiv 1904.06376, section 2).
+// So that not every one is rounded as the whole sum is, the largest of the six comes last, and a few steps are added up
+// by themselves first.
 //
 // Every operation in float32 is rounded by itself, in the order of `passes`; nothing is contracted (-ffp-contract=off).
 //

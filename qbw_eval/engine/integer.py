@@ -211,7 +211,7 @@ def _check(model: nn.Module, arithmetic: Arithmetic) -> None:
 
 
 def _allow_copies(traced: TracedNetwork) -> None:
-    """Let `x.view(...)` of a network copy: it was written for images that are not in channels_last, as they are here."""
+    """Let a network's `x.view(...)` copy: it was written for images that are not in channels_last, as they are here."""
     for node in traced.nodes:
         to_another_type = any(isinstance(argument, torch.dtype) for argument in node.args)
         if node.op == "call_method" and node.target == "view" and not node.kwargs and not to_another_type:

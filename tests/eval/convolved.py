@@ -1,12 +1,17 @@
 """Kernels that convolve integers have a slow, obviously right twin here: NumPy in int64, place by place."""
 
+import copy
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from qbw_eval.engine.amx_kernel import AmxKernel
+from qbw_eval.engine.amx_kernel import EMULATED_FLAGS, REAL_FLAGS, SOURCE, AmxKernel, program_with
+from qbw_eval.engine.compiled import KernelError, compile_to
 from qbw_eval.engine.convolutions import Window
 
 
@@ -14,6 +19,29 @@ from qbw_eval.engine.convolutions import Window
 def kernel_of(*, emulated: bool) -> AmxKernel:
     """Return the kernel in C++, which takes seconds to compile; once."""
     return AmxKernel(emulated=emulated)
+
+
+@cache
+def kernel_by_instructions() -> AmxKernel:
+    """Return it with AMX's instructions, which somebody has to emulate; skips where the compiler knows none; once."""
+    kernel = copy.copy(kernel_of(emulated=True))
+    try:
+        kernel._program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:4]))
+    except KernelError as error:
+        pytest.skip(f"this compiler knows no AMX: {error}")
+    return kernel
+
+
+@cache
+def assembly_of_kernel() -> str:
+    """Return what the compiler makes of the kernel for a CPU with AMX; skips where it knows none; once."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "amx.s"
+        try:
+            compile_to(path, SOURCE, (*REAL_FLAGS, "-S"))
+        except KernelError as error:
+            pytest.skip(f"this compiler knows no AMX: {error}")
+        return path.read_text()
 
 
 def sums_of(x: Tensor, weights: Tensor, window: Window) -> np.ndarray:

@@ -20,22 +20,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from convolved import assert_sums, kernel_of, rows, same_bits, sums_of
+from convolved import (
+    assembly_of_kernel,
+    assert_sums,
+    kernel_by_instructions,
+    kernel_of,
+    rows,
+    same_bits,
+    sums_of,
+)
 from shares import FULL
 from torch import Tensor
 
 from qbw_eval.engine import choose
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, kernel_here, why_inexact
-from qbw_eval.engine.amx_kernel import (
-    EMULATED_FLAGS,
-    REAL_FLAGS,
-    SOURCE,
-    AmxKernel,
-    Levels,
-    packed,
-    program_with,
-    why_no_tiles,
-)
+from qbw_eval.engine.amx_kernel import SOURCE, AmxKernel, Levels, packed, why_no_tiles
 from qbw_eval.engine.choose import _arithmetic_on
 from qbw_eval.engine.compiled import COMPILERS, KernelError, compile_to
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
@@ -489,13 +488,8 @@ def test_threads_are_torchs_own(kernel: AmxKernel) -> None:
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("amx") / "amx.s"
-    try:
-        compile_to(path, SOURCE, (*REAL_FLAGS, "-S"))
-    except KernelError as error:
-        pytest.skip(f"this compiler knows no AMX: {error}")
-    return path.read_text()
+def assembly() -> str:
+    return assembly_of_kernel()
 
 
 def test_with_amx_it_multiplies_tiles_without_anything_else_on_the_way(assembly: str) -> None:
@@ -530,15 +524,15 @@ def instructions(tmp_path: Path) -> Iterator[ctypes.CDLL]:
         emulator.stop()
 
 
+@pytest.mark.parametrize("machine", ["x86-64", "x86-64-v4"])
+def test_emulated_it_is_compiled_for_old_cpus_and_for_those_with_avx512(machine: str, tmp_path: Path) -> None:
+    compile_to(tmp_path / "none", SOURCE, (f"-march={machine}", "-fsyntax-only"))
+
+
 @pytest.mark.skipif(why_no_tiles() is None, reason="this machine has AMX")
 def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -> None:
     """All that a CPU with AMX would run, but that sixteen numbers are as many registers as this CPU makes of them."""
-    try:
-        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:4]))
-    except KernelError as error:
-        pytest.skip(f"this compiler knows no AMX: {error}")
-    kernel = copy.copy(kernel_of(emulated=True))
-    kernel._program = program
+    kernel = kernel_by_instructions()
     assert why_inexact(kernel) is None
     for seed in range(200 if FULL else 24):
         x, weights, window = random_case(seed)

@@ -8,12 +8,11 @@ import ctypes
 import itertools
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from convolved import assert_sums, kernel_of, sums_of
+from convolved import assembly_of_kernel, assert_sums, kernel_by_instructions, kernel_of, sums_of
 from random_networks import configurations_of, layer_names_of, naive_logits, randomize
 from shares import FULL, ONLY_IN_FULL
 from test_amx import (
@@ -30,16 +29,12 @@ from torch import Tensor, nn
 
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, why_inexact
 from qbw_eval.engine.amx_kernel import (
-    EMULATED_FLAGS,
-    REAL_FLAGS,
-    SOURCE,
     AmxKernel,
     Levels,
     packed,
-    program_with,
     why_no_tiles,
 )
-from qbw_eval.engine.compiled import COMPILERS, KernelError, compile_to
+from qbw_eval.engine.compiled import COMPILERS
 from qbw_eval.engine.compiled_passes import fastest_passes
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
 from qbw_eval.engine.integer import DeclinedError, IntegerEngine
@@ -252,12 +247,7 @@ def test_any_ending_follows_any_sums(
 @pytest.mark.skipif(why_no_tiles() is None, reason="this machine has AMX")
 def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -> None:  # noqa: F811 - the fixture
     """On the largest sums and all endings `test_amx` tries them, too."""
-    try:
-        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:4]))
-    except KernelError as error:
-        pytest.skip(f"this compiler knows no AMX: {error}")
-    real = copy.copy(kernel_of(emulated=True))
-    real._program = program
+    real = kernel_by_instructions()
     for seed in range(100):
         levels, weights, window = wide_case(seed)
         assert_sums(plainly(real, levels, weights, window), sums_of(levels, weights, window))
@@ -279,13 +269,9 @@ def test_a_kernel_without_the_high_halves_is_found_out(kernel: AmxKernel) -> Non
     assert why_inexact(Faulty()) == "AMX's convolution of integers is not exact here"
 
 
-def test_with_amx_halves_are_multiplied_without_anything_else_on_the_way(tmp_path: Path) -> None:
+def test_with_amx_halves_are_multiplied_without_anything_else_on_the_way() -> None:
     """Four tiles are loaded for four multiplications; sums are put together and rounded in registers, 64 bits each."""
-    try:
-        compile_to(tmp_path / "amx.s", SOURCE, (*REAL_FLAGS, "-S"))
-    except KernelError as error:
-        pytest.skip(f"this compiler knows no AMX: {error}")
-    assembly = (tmp_path / "amx.s").read_text()
+    assembly = assembly_of_kernel()
     inner = re.search(r"tdpbuud[^\n]*tmm0\n((?:(?!tmm0\n).)*?)tdpbusd[^\n]*tmm3\n", assembly, flags=re.DOTALL)
     assert inner is not None
     assert [len(re.findall(what, inner[1])) for what in ("tdpbusd", "tdpbuud", "tileloadd")] == [1, 1, 2]

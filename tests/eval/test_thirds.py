@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from convolved import kernel_of, same_bits
+from convolved import assembly_of_kernel, kernel_by_instructions, kernel_of, same_bits
 from random_networks import configurations_of, layer_names_of, naive_logits, randomize
 from shares import FULL
 from test_amx import (
@@ -33,22 +33,23 @@ from test_halves import Straight
 from test_integer import MUCH, Pair, logits_of
 from torch import Tensor, nn
 
+from benchmarks.agreement import class_changes
+from qbw_eval.checkpoints.read import read_checkpoint
+from qbw_eval.configurations import sample
+from qbw_eval.data.sources import load_split
 from qbw_eval.engine.amx_arithmetic import AmxArithmetic, why_inexact
 from qbw_eval.engine.amx_kernel import (
-    EMULATED_FLAGS,
-    REAL_FLAGS,
-    SOURCE,
     AmxKernel,
     Levels,
     packed,
-    program_with,
     why_no_tiles,
 )
-from qbw_eval.engine.compiled import COMPILERS, KernelError, compile_to
+from qbw_eval.engine.compiled import COMPILERS
 from qbw_eval.engine.convolutions import Affine, Rounding, Window
 from qbw_eval.engine.integer import IntegerEngine
 from qbw_eval.engine.packing import Thirds, thirds_of, why_not_here
 from qbw_eval.engine.passes import PLAIN, levels_on
+from qbw_eval.networks.build import load_network
 from qbw_eval.quantization.bitwidths import common_options, name_layers
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, Quantizers, QuantLinear
 
@@ -219,25 +220,15 @@ def test_a_kernel_without_a_third_is_found_out(third: str, kernel: AmxKernel) ->
 
 @pytest.mark.skipif(why_no_tiles() is None, reason="this machine has AMX")
 def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -> None:  # noqa: F811 - the fixture
-    try:
-        program = program_with((*EMULATED_FLAGS, *REAL_FLAGS[:4]))
-    except KernelError as error:
-        pytest.skip(f"this compiler knows no AMX: {error}")
-    real = copy.copy(kernel_of(emulated=True))
-    real._program = program
+    real = kernel_by_instructions()
     for seed in range(100 if FULL else 10):
         assert same_bits(plainly(real, *float_case(seed)), plainly(kernel_of(emulated=True), *float_case(seed)))
     assert instructions.stop() > 1_000
 
 
-def test_with_amx_products_of_thirds_follow_each_other_and_few_tiles_are_loaded_twice(tmp_path: Path) -> None:
+def test_with_amx_products_of_thirds_follow_each_other_and_few_tiles_are_loaded_twice() -> None:
     """24 products of two by two tiles in all thirds, for which 12 tiles are loaded once and 2 again."""
-    try:
-        compile_to(tmp_path / "amx.s", SOURCE, (*REAL_FLAGS, "-S"))
-    except KernelError as error:
-        pytest.skip(f"this compiler knows no AMX: {error}")
-    assembly = (tmp_path / "amx.s").read_text()
-    straight = re.split(r"\n\.L\w+:|\n\s+(?:j\w+|call)\s", assembly)
+    straight = re.split(r"\n\.L\w+:|\n\s+(?:j\w+|call)\s", assembly_of_kernel())
     counts = [tuple(len(re.findall(what, part)) for what in ("tdpbf16ps", "tileloadd", "zmm")) for part in straight]
     assert (24, 14, 0) in counts
     assert {(products, loads) for products, loads, _ in counts if products} == {(24, 14), (12, 11), (12, 10), (6, 7)}
@@ -309,6 +300,24 @@ def test_networks_are_a_float64_forwards_at_any_two_bitwidths(name: str, quantiz
         assert ours.shape == expected.shape
         bound = {8: 0.02, 16: 0.002, 20: 1e-4, 32: 3e-6}[min(configuration.bitwidths)]
         assert float((ours.double() - expected).abs().max()) <= bound * float(expected.abs().max()), configuration
+
+
+@needs_onednn
+def test_no_more_classes_of_the_trained_network_change_than_in_the_reference(
+    demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = read_checkpoint(demo_checkpoint)
+    network = load_network(checkpoint.experiment, checkpoint.state, "demo")
+    names = layer_names_of(network)
+    changes = class_changes(
+        *(network, names, load_split(checkpoint.experiment.data, "validation").inputs[:100]),
+        sample("iid", len(names), (2, 8, 32), 5, seed=0),
+        PLAIN,
+        arithmetic=AmxArithmetic(MUCH, PLAIN, kernel_of(emulated=True)),
+    )
+    with capsys.disabled():
+        print(f"\nthe demo's network at {{2,8,32}} by AMX, emulated: {changes}")
+    assert sum(changes.integer) <= sum(changes.reference)
 
 
 @needs_onednn
