@@ -28,8 +28,9 @@
 //
 // What is float32 is split into *thirds*, bfloat16 all three, whose sum it is: x = high + middle + low. Images are split
 // while they are copied, weights before. Of the nine products the six largest are added up in float32; what is left out
-// is 2**-23 of a product at most, and mostly far less (Henry, Tang, Heinecke 2019, arXiv 1904.06376, section 2). So that
-// not every one is rounded as the whole sum is, a few steps are added up by themselves first.
+// is 2**-24 of a product at most, and mostly far less (after Henry, Tang, Heinecke 2019, arXiv 1904.06376, section 2).
+// So that not every one is rounded as the whole sum is, the largest of the six comes last, and a few steps are added up
+// by themselves first.
 //
 // Every operation in float32 is rounded by itself, in the order of `passes`; nothing is contracted (-ffp-contract=off).
 //
@@ -825,19 +826,18 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
       clear_sums<ROWS, COLUMNS>(tiles);
       whole += kStepsOfFloats;
     }
-    if (THIRDS) {  // 0: high, 1: middle, 2: low; in an order that loads few tiles twice
-      LOAD_PIXELS(0);
-      LOAD_WEIGHTS(2);
-      MULTIPLY_FLOATS();
-      LOAD_WEIGHTS(1);
-      MULTIPLY_FLOATS();
+    if (THIRDS) {  // 0: high, 1: middle, 2: low; in an order that loads few tiles twice, and ends with what is largest
+      LOAD_PIXELS(2);
       LOAD_WEIGHTS(0);
       MULTIPLY_FLOATS();
       LOAD_PIXELS(1);
       MULTIPLY_FLOATS();
       LOAD_WEIGHTS(1);
       MULTIPLY_FLOATS();
-      LOAD_PIXELS(2);
+      LOAD_PIXELS(0);
+      MULTIPLY_FLOATS();
+      LOAD_WEIGHTS(2);
+      MULTIPLY_FLOATS();
       LOAD_WEIGHTS(0);
       MULTIPLY_FLOATS();
       finish(call, places, before, share);

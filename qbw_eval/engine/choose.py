@@ -167,10 +167,9 @@ def _faster(
             arithmetic=arithmetic,
             replaying=_replaying_on(device, activation_bytes),
         )
-        probes = _probes(len(layer_names), options)
-        integer.try_replaying(inputs, probes)
+        integer.try_replaying(inputs, _probes(len(layer_names), options))
         if device.type == "cpu":  # elsewhere every launch would be compiled and tuned for so few samples
-            _check_runs(integer, inputs, probes[: len(set(options))])
+            _check_runs(integer, inputs, sample("uniform", len(layer_names), options, None, seed=0))
     except DeclinedError as error:
         return Choice(incremental, f"equal to the reference in every bit; no integers: {error.format_message()}")
     if name == "auto" and device.type != "cpu" and integer.not_replayed is not None:

@@ -103,7 +103,7 @@ class ConvolutionWithLevels(LayerConvolution, Protocol):
 class ConvolutionOfFloats(ConvolutionWithLevels, Protocol):
     """One that also convolves what is not rounded to integers; then images are float32, in channels_last as well.
 
-    Its sums are no further from the exact ones than float32's.
+    Its sums are about as near to the exact ones as float32's, and nearer in windows of many values.
     """
 
     def takes_floats(self, bits: int) -> bool:

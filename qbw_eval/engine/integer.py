@@ -93,6 +93,7 @@ class IntegerEngine(TracedEngine):
             arithmetic = OnednnArithmetic(cache_bytes // 2, passes)
         _check(model, arithmetic)
         traced = trace_network(model, layer_names, inputs, stand_ins)
+        _allow_copies(traced)
         weights = QuantizedWeights(cache_bytes // 2)
         regions: dict[fx.Node, IntegerRegion] = {}
         for region in reversed(find_regions(traced, own_layer)):  # readers come after what they read
@@ -207,6 +208,14 @@ def _check(model: nn.Module, arithmetic: Arithmetic) -> None:
         raise DeclinedError("its weights are not float32")
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise DeclinedError("some of its weights are NaN or infinite, which integers cannot carry on")
+
+
+def _allow_copies(traced: TracedNetwork) -> None:
+    """Let a network's `x.view(...)` copy: it was written for images that are not in channels_last, as they are here."""
+    for node in traced.nodes:
+        to_another_type = any(isinstance(argument, torch.dtype) for argument in node.args)
+        if node.op == "call_method" and node.target == "view" and not node.kwargs and not to_another_type:
+            node.target = "reshape"
 
 
 def _program(

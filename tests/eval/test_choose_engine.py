@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from qbw_eval.engine.choose import (
     _arithmetic_on,
     choose_engine,
 )
-from qbw_eval.engine.integer import DeclinedError
+from qbw_eval.engine.integer import DeclinedError, IntegerEngine
 from qbw_eval.engine.packing import why_not_here
 from qbw_eval.engine.passes import PLAIN, Passes
 from qbw_eval.networks.resnet import ResNet, Shape
@@ -190,6 +191,17 @@ def test_a_network_that_integers_fail_on_runs_without_them(name: str) -> None:
     choice = chosen(name, OneByOne().eval())
     assert choice.engine.name == "incremental"
     assert choice.reason.startswith(f"{EQUAL}; no integers: a layer cannot be run in them (")
+
+
+@INTEGERS_HERE
+def test_integers_are_tried_at_every_bitwidth_however_many_there_are() -> None:
+    options = (*range(1, 9), 16, 20, 32)
+    net = nn.Sequential(QuantConv2d(3, 4, 3, quantizers=Quantizers(options=options)), nn.Flatten()).eval()
+    with mock.patch.object(IntegerEngine, "logits", autospec=True, side_effect=IntegerEngine.logits) as asked:
+        choice = choose_engine("integer", net, ["0"], X, options, cache_bytes=10**7)
+    assert choice.engine.name == "integer"
+    tried = [configuration.bitwidths for call in asked.call_args_list for configuration in call.args[2]]
+    assert tried == [(bits,) for bits in options]
 
 
 def test_a_weight_that_is_nan_where_no_logit_is_shows_in_the_weights() -> None:

@@ -429,6 +429,33 @@ def test_numbers_are_added_to_what_layers_compute() -> None:
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+class Viewing(nn.Module):
+    """Asks for views that tensors in channels_last do not have, and for one of another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        quantizers = Quantizers(options=(2, 8, 32))
+        self.first = QuantConv2d(3, 4, 3, quantizers=quantizers)
+        self.second = QuantLinear(64, 5, quantizers=quantizers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x).relu().view(x.size(0), -1))
+        return y.view(torch.int32).view(dtype=torch.float32)
+
+
+def test_views_of_images_are_copies_where_they_must_be() -> None:
+    network = Viewing().eval()
+    randomize(network, 0)
+    x = torch.rand((2, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+    configurations = configurations_of(*itertools.product((2, 8, 32), repeat=2))
+    for found, expected in zip(
+        logits_of(engine_of(network, x), x, configurations),
+        naive_logits(network, layer_names_of(network), x, configurations),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
 def test_lsq_plus_layers_run_in_float32_for_a_reason_and_others_beside_them_in_integers() -> None:
     options, why = (2, 4, 8), "LSQ+'s levels have a zero point that need not be whole"
     network = Pair(Quantizers(options=options, weight="lsqplus"), relu=True, residual=False).eval()
