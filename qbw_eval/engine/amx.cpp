@@ -517,8 +517,8 @@ INLINE Floats less(Floats value, Words bits) {
   return value - part;
 }
 
-// Writes thirds of up to sixteen channels. The second rest has no more digits than fit; what is NaN stays it, in one of
-// the thirds at least, and what is infinite becomes it.
+// Writes thirds of up to sixteen channels, which are not infinite. The second rest has no more digits than fit; what is
+// NaN stays it, in one of the thirds at least.
 template <bool WHOLE>
 INLINE void split(const Call &call, const Plan &plan, const uint8_t *from, uint8_t *to, int64_t channels) {
   const Floats zero{}, lowest = zero + call.lowest, highest = zero + call.highest;

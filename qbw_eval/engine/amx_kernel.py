@@ -44,6 +44,8 @@ _BLOCK, _SLAB = 16, 64
 
 _THIRDS = 3
 
+_LARGEST = torch.finfo(torch.bfloat16).max
+
 REAL_FLAGS = (
     *("-DQBW_TILES", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
@@ -218,7 +220,8 @@ class AmxKernel:
             rounding: what becomes of the value.
             limits: (largest, unit) of the grid it is rounded to.
             levels: what is written besides, at most `MOST_LEVELS`; only where nothing is rounded.
-            between: what float32 images are clamped to first, lowest and highest.
+            between: what float32 images are clamped to first, lowest and highest; and to bfloat16's numbers, so that
+                what is infinite is as large as they come.
         """
         down, across = weights.window.over(*x.shape[2:])
         shape = (len(x), weights.outputs, down, across)
@@ -278,7 +281,7 @@ class AmxKernel:
             None if other is None else other.data_ptr(),
             None if out is None else out.data_ptr(),
             (_Levels * MOST_LEVELS)(*(_Levels(each.rounding, *each.limits, each.out.data_ptr()) for each in levels)),
-            *between,
+            *(max(between[0], -_LARGEST), min(between[1], _LARGEST)),
             *(len(x), weights.channels, *x.shape[2:], weights.outputs, down, across),
             *(size for pair in weights.window for size in pair),
             *(weights.folded, weights.factor, weights.parts, relu, streamed, torch.get_num_threads(), self._scratch),

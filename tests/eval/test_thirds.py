@@ -155,7 +155,7 @@ def test_one_product_is_rounded_little_more_than_once(kernel: AmxKernel) -> None
 
 
 def test_images_are_clamped_first_and_what_is_no_number_stays_none(kernel: AmxKernel) -> None:
-    """Where padding is not clamped; and what is infinite becomes none as well."""
+    """Where padding is not clamped."""
     x = torch.randn((2, 21, 5, 6), generator=torch.Generator().manual_seed(0))
     weights = torch.randn((7, 21, 3, 3), generator=torch.Generator().manual_seed(1))
     window = Window((3, 3), padding=(1, 1))
@@ -163,11 +163,24 @@ def test_images_are_clamped_first_and_what_is_no_number_stays_none(kernel: AmxKe
         assert same_bits(
             plainly(kernel, x, weights, window, between=between), plainly(kernel, x.clamp(*between), weights, window)
         )
-    for bits in (0x7FC00000, 0x7F800001, 0x7FFFFFFF, -1, 0x7F800000):
+    for bits in (0x7FC00000, 0x7F800001, 0x7FFFFFFF, -1):
         x[0, 3, 2, 2] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
         found = plainly(kernel, x, weights, window)
         assert bool(found[0, :, 1:4, 1:4].isnan().all())
         assert int(found.isnan().sum()) == 7 * 9
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, torch.finfo(torch.float32).max])
+def test_what_is_infinite_is_as_large_as_bfloat16s_numbers_are(number: float, kernel: AmxKernel) -> None:
+    x = torch.randn((1, 21, 4, 4), generator=torch.Generator().manual_seed(0))
+    weights = torch.randn((7, 21, 1, 1), generator=torch.Generator().manual_seed(1))
+    weights[::2] = weights[::2].bfloat16().float()  # whose middle and low thirds are zero
+    x[0, 3, 2, 2] = number
+    found, exact = plainly(kernel, x, weights, Window()), convolved(x.double(), weights.double(), Window())
+    assert torch.equal(found[0, :, 2, 2].sign(), exact[0, :, 2, 2].sign().float())
+    assert bool((found[0, :, 2, 2].abs() > 1e35).all())
+    x[0, 3, 2, 2] = math.copysign(torch.finfo(torch.bfloat16).max, number)
+    assert same_bits(found, plainly(kernel, x, weights, Window()))
 
 
 @pytest.mark.parametrize("outputs", [9, 32])
@@ -300,6 +313,20 @@ def test_networks_are_a_float64_forwards_at_any_two_bitwidths(name: str, quantiz
         assert ours.shape == expected.shape
         bound = {8: 0.02, 16: 0.002, 20: 1e-4, 32: 3e-6}[min(configuration.bitwidths)]
         assert float((ours.double() - expected).abs().max()) <= bound * float(expected.abs().max()), configuration
+
+
+@needs_onednn
+def test_an_infinite_pixel_is_as_bright_as_pixels_are_to_the_layer_that_rounds_it() -> None:
+    network = Pair(QUANTIZERS["lsq"], relu=True, residual=False).eval()
+    randomize(network, 3)
+    x = torch.randn((2, 8, 5, 6), generator=torch.Generator().manual_seed(4))
+    x[0, 2, 2, 3] = math.inf
+    (found,) = logits_of(engine_of(network, x), x, configurations_of((32, 8)))
+    (truth,) = naive_logits(
+        copy.deepcopy(network).double(), layer_names_of(network), x.double(), configurations_of((32, 8))
+    )
+    assert bool(truth.isfinite().all())
+    assert float((found.double() - truth).abs().max()) <= 0.02 * float(truth.abs().max())
 
 
 @needs_onednn
