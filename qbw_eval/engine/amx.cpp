@@ -456,9 +456,11 @@ Plan plan_of(const Call &call) {
   plan.stride = plan.slab;
   plan.phases = least(plan.places_x, period_of(call));
   plan.columns = call.across + (plan.places_x - 1) * call.dilation_x / call.stride_x;
-  // As few images together as fill tiles well, and pairs of them.
+  // As few images together as fill tiles well, and pairs of them; no more than can be copied for one row of the output.
+  const int64_t of_image = rows_for(call, 1) * call.parts * plan.slabs * plan.phases * plan.columns * plan.slab;
+  const int64_t most_together = most(1, least(least(kMostTogether, call.samples), call.scratch / of_image));
   int64_t fewest = 0;
-  for (int64_t together = 1; together <= least(kMostTogether, call.samples); ++together) {
+  for (int64_t together = 1; together <= most_together; ++together) {
     int64_t tiles = over(call.across * together, kLanes);
     int64_t single = call.parts == 2 ? 0 : tiles % 2;  // which takes longer than half a pair
     int64_t cost = over(call.samples, together) * (4 * tiles + single);

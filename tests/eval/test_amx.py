@@ -46,8 +46,8 @@ pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="t
 
 CPU = torch.device("cpu")
 MUCH = 10**8
-TIGHT = 3000
-"""Bytes of images at a time: a row or two, and several strips."""
+TIGHT, WIDER = 3000, 30_000
+"""Bytes of images at a time: a row or two of one, and several strips; or of some."""
 
 
 EMULATED = [True] if why_no_tiles() else [True, False]
@@ -64,6 +64,12 @@ def with_scratch(kernel: AmxKernel, scratch: int) -> AmxKernel:
     other = copy.copy(kernel)
     other._scratch = scratch
     return other
+
+
+def with_some_scratch(kernel: AmxKernel, seed: int) -> AmxKernel:
+    """Return the same program with as much as it has, or with little."""
+    scratch = (None, TIGHT, None, WIDER)[seed // 2 % 4]
+    return kernel if scratch is None else with_scratch(kernel, scratch)
 
 
 def images(values: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ def test_sums_are_those_of_integers(seed: int, kernel: AmxKernel) -> None:
     """In one piece or in strips; by one thread, or by more than there is work for."""
     x, weights, window = random_case(seed)
     with number_of_threads((1, 2, 5)[seed % 3]):
-        found = plainly(with_scratch(kernel, TIGHT) if seed // 2 % 2 else kernel, x, weights, window)
+        found = plainly(with_some_scratch(kernel, seed), x, weights, window)
     assert_sums(found, sums_of(x, weights, window))
 
 
@@ -318,6 +324,25 @@ def test_what_is_no_number_stays_so_and_is_rounded_to_zero(kernel: AmxKernel) ->
         assert torch.equal(found.signbit()[numbers], expected.signbit()[numbers])
         for each in besides:
             assert rows(each.out)[0, :8].tolist() == [0, 15, 0, 0, 0, 0, 15, 0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory is in use is read on Linux")
+def test_many_images_of_many_channels_are_copied_a_few_at_a_time(kernel: AmxKernel) -> None:
+    """Sixteen would fill tiles, and take 180 MB where windows reach this far; a thread keeps what it copied to."""
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    window = Window((3, 3), (1, 1), (36, 36), (36, 36))
+    x = images(torch.full((32, 2048, 2, 2), 3, dtype=torch.uint8))
+    weights = torch.zeros(1, 2048, 3, 3, dtype=torch.int32)
+    weights[:, :, 1, 1] = 1
+    packed_weights = packed(split_of(weights), window)
+    with number_of_threads(1):
+        before = resident_bytes()
+        found = kernel.convolve(x, packed_weights, plain_affine(1))
+        assert resident_bytes() - before < 60_000_000
+    assert bool((found == 3 * 2048).all())
 
 
 # --- where it is used, and where not --------------------------------------------------------------------------------
@@ -537,6 +562,6 @@ def test_with_amx_its_instructions_do_what_loops_do(instructions: ctypes.CDLL) -
     for seed in range(200 if FULL else 24):
         x, weights, window = random_case(seed)
         with number_of_threads(1 + seed % 2):
-            found = plainly(with_scratch(kernel, TIGHT) if seed // 2 % 2 else kernel, x, weights, window)
+            found = plainly(with_some_scratch(kernel, seed), x, weights, window)
         assert torch.equal(found, plainly(kernel_of(emulated=True), x, weights, window))
     assert instructions.stop() > 10_000

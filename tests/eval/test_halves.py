@@ -17,12 +17,11 @@ from random_networks import configurations_of, layer_names_of, naive_logits, ran
 from shares import FULL, ONLY_IN_FULL
 from test_amx import (
     EMULATED,
-    TIGHT,
     images,
     instructions,  # noqa: F401 - a fixture
     number_of_threads,
     random_case,
-    with_scratch,
+    with_some_scratch,
 )
 from test_integer import MUCH, Pair, logits_of, only_integers
 from torch import Tensor, nn
@@ -129,7 +128,7 @@ def test_the_integers_of_wide_weights_are_found(weight: str, bits: int) -> None:
 def test_sums_are_those_of_integers(seed: int, kernel: AmxKernel) -> None:
     levels, weights, window = wide_case(seed)
     with number_of_threads((1, 2, 5)[seed % 3]):
-        found = plainly(with_scratch(kernel, TIGHT) if seed // 2 % 2 else kernel, levels, weights, window)
+        found = plainly(with_some_scratch(kernel, seed), levels, weights, window)
     assert_sums(found, sums_of(levels, weights, window))
 
 

@@ -21,13 +21,12 @@ from random_networks import configurations_of, layer_names_of, naive_logits, ran
 from shares import FULL
 from test_amx import (
     EMULATED,
-    TIGHT,
     images,
     instructions,  # noqa: F401 - a fixture
     number_of_threads,
     plain_affine,
     random_case,
-    with_scratch,
+    with_some_scratch,
 )
 from test_halves import Straight
 from test_integer import MUCH, Pair, logits_of
@@ -124,7 +123,7 @@ def test_weights_that_bfloat16_does_not_reach_have_no_thirds(number: float) -> N
 def test_sums_are_close_to_those_in_float64(seed: int, kernel: AmxKernel) -> None:
     x, weights, window = float_case(seed)
     with number_of_threads((1, 2, 5)[seed % 3]):
-        found = plainly(with_scratch(kernel, TIGHT) if seed // 2 % 2 else kernel, x, weights, window)
+        found = plainly(with_some_scratch(kernel, seed), x, weights, window)
     exact = convolved(x.double(), weights.double(), window)
     magnitudes = convolved(x.double().abs(), weights.double().abs(), window)
     assert found.is_contiguous(memory_format=torch.channels_last)
