@@ -46,6 +46,11 @@ class _SpeaksForItself(Protocol):
     def format_message(self) -> str: ...
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what somebody else's error says, or what it is called where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def exit_code_of(program: str, command: Callable[[], object]) -> int:
     """Run `command`, print an error meant for the user as `program: error: sentence` on stderr, return the exit code.
 

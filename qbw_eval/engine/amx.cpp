@@ -715,9 +715,13 @@ int64_t prepare(const Call &call, const Plan &plan, int64_t set, int64_t strip, 
       uint8_t *to = copy + row * plan.row_bytes;
       for (int64_t i = 0; i < images; ++i) {
         const uint8_t *from = call.x + ((image + i) * call.height + y) * call.width * call.pixel();
-        if (call.thirds()) copy_row<true>(call, plan, from, to + i * plan.slab);
-        for (int64_t half = 0; !call.thirds() && half < call.parts; ++half) {
-          copy_row<false>(call, plan, from + half * call.channels, to + half * plan.part + i * plan.slab);
+        uint8_t *first = to + i * plan.slab;
+        if (call.thirds()) {
+          copy_row<true>(call, plan, from, first);
+        } else {
+          for (int64_t half = 0; half < call.parts; ++half) {
+            copy_row<false>(call, plan, from + half * call.channels, first + half * plan.part);
+          }
         }
       }
       if (call.factor == 2) sum_row(call, plan, to, pixels + row * plan.row_pixels);
@@ -778,8 +782,11 @@ INLINE void clear_sums([[maybe_unused]] Tiles &tiles) {
   if (ROWS > 1 && COLUMNS > 1) TILE_ZERO(tiles, 3);
 }
 
+// Stores sums of some steps: as they are, or added to what is stored, by way of `some`.
 template <int ROWS, int COLUMNS>
-INLINE void add_floats(int32_t *sums, const int32_t *some) {
+INLINE void keep_floats([[maybe_unused]] Tiles &tiles, int32_t *sums, int32_t *some, bool first) {
+  store_sums<ROWS, COLUMNS>(tiles, first ? sums : some);
+  if (first) return;
   for (int64_t row = 0; row < ROWS * kLanes; ++row) {
     for (int64_t column = 0; column < COLUMNS; ++column) {
       const int64_t at = (2 * row + column) * kLanes;
@@ -818,15 +825,12 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
     if (ROWS > 1 && COLUMNS > 1) TILE_MULTIPLY_FLOATS(tiles, 3, 5, 7);                                \
   } while (false)
   const int8_t *at = weights + line.first * tile;
-  int64_t whole = line.first + kStepsOfFloats;  // where sums of floats become part of what is added up so far
   for (int64_t step = line.first; step < line.last; ++step, at += tile) {
     const uint8_t *from = pixels + work.steps[step];
-    if (THIRDS && step == whole) {
-      int32_t *const to = whole == line.first + kStepsOfFloats ? sums : work.some;
-      store_sums<ROWS, COLUMNS>(tiles, to);
-      if (to != sums) add_floats<ROWS, COLUMNS>(sums, to);
+    const int64_t done = step - line.first;
+    if (THIRDS && done && done % kStepsOfFloats == 0) {
+      keep_floats<ROWS, COLUMNS>(tiles, sums, work.some, done == kStepsOfFloats);
       clear_sums<ROWS, COLUMNS>(tiles);
-      whole += kStepsOfFloats;
     }
     if (THIRDS) {  // 0: high, 1: middle, 2: low; in an order that loads few tiles twice, and ends with what is largest
       LOAD_PIXELS(2);
@@ -871,9 +875,8 @@ INLINE void multiply([[maybe_unused]] Tiles &tiles, const Plan &plan, const Line
 #undef LOAD_WEIGHTS
 #undef MULTIPLY_FLOATS
   finish(call, places, before, before.end - before.next);
-  if (THIRDS && count > kStepsOfFloats) {
-    store_sums<ROWS, COLUMNS>(tiles, work.some);
-    add_floats<ROWS, COLUMNS>(sums, work.some);
+  if (THIRDS) {
+    keep_floats<ROWS, COLUMNS>(tiles, sums, work.some, count <= kStepsOfFloats);
   } else {
     store_sums<ROWS, COLUMNS>(tiles, sums);
   }

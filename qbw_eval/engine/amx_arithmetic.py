@@ -18,6 +18,7 @@ from qbw_eval.engine.convolutions import (
     SplitOf,
     Window,
     limits_of,
+    pads_with_zeros,
     rounding_for,
     window_of,
 )
@@ -141,8 +142,8 @@ class AmxConvolution:
         if weights is None:
             value = self.others(images, bits, affine, relu=relu, other=other, to=None)
             return (value, *(levels_on(grid, value, self.passes) for grid in to))
-        places = weights.window.over(*images.shape[2:])
-        shapes = [(len(images), weights.outputs * halves_of(grid.largest), *places) for grid in to]
+        samples, outputs, *places = weights.shape_for(images)
+        shapes = [(samples, outputs * halves_of(grid.largest), *places) for grid in to]
         levels = [
             Levels(
                 *(rounding_for(grid, added=True), limits_of(grid)),
@@ -162,11 +163,8 @@ class AmxConvolution:
 
     def takes_floats(self, bits: int) -> bool:
         """Return what the protocol says: not of groups, and not of weights that bfloat16 knows no numbers for."""
-        if isinstance(self.layer, QuantConv2d):
-            plain = self.layer.groups == 1 and self.layer.padding_mode == "zeros"
-            if not plain or isinstance(self.layer.padding, str):
-                return False
-        return self._thirds(bits) is not None
+        plain = pads_with_zeros(self.layer) and getattr(self.layer, "groups", 1) == 1
+        return plain and self._thirds(bits) is not None
 
     def _packed_for(self, images: Tensor, bits: int) -> PackedWeights | None:
         """Return the layer's weights for such images; None where the kernel does not know them."""

@@ -129,6 +129,10 @@ class PackedWeights:
         """Bytes."""
         return self.tiles.nbytes
 
+    def shape_for(self, images: Tensor) -> tuple[int, int, int, int]:
+        """Return the shape of what images (N, C, H, W) are convolved to."""
+        return (len(images), self.outputs, *self.window.over(*images.shape[2:]))
+
 
 def packed(weights: Split | Halves | Thirds, window: Window) -> PackedWeights:
     """Return weights in the order that they are multiplied in.
@@ -223,8 +227,7 @@ class AmxKernel:
             between: what float32 images are clamped to first, lowest and highest; and to bfloat16's numbers, so that
                 what is infinite is as large as they come.
         """
-        down, across = weights.window.over(*x.shape[2:])
-        shape = (len(x), weights.outputs, down, across)
+        shape = weights.shape_for(x)
         dtype = torch.float32 if rounding is Rounding.NONE else torch.uint8
         halves = 1 if rounding is Rounding.NONE else halves_of(limits[0])
         out = torch.empty(_times(halves, shape), dtype=dtype, memory_format=torch.channels_last)
@@ -261,8 +264,7 @@ class AmxKernel:
         between: tuple[float, float],
     ) -> None:
         """Check what is given, and call the program; `out` gets float32 values, if it is there."""
-        down, across = weights.window.over(*x.shape[2:])
-        shape = (len(x), weights.outputs, down, across)
+        shape = weights.shape_for(x)
         assert len(levels) <= MOST_LEVELS
         kind, times = (torch.float32, 1) if weights.parts == _THIRDS else (torch.uint8, weights.parts)
         given = [(x, kind, (len(x), times * weights.channels, *x.shape[2:]))]
@@ -274,15 +276,19 @@ class AmxKernel:
             assert tensor.is_contiguous(memory_format=torch.channels_last)
         vectors = [values.contiguous() for values in (affine.scale, affine.bias)]  # kept alive until it has run
         assert all(each.dtype is torch.float32 and each.shape == (weights.outputs,) for each in vectors)
-        whole_lines = out is not None and weights.outputs % _BLOCK == 0 and out.data_ptr() % _SLAB == 0
-        streamed = whole_lines and out is not None and out.nbytes >= self._streamed
+        streamed = (
+            out is not None
+            and out.nbytes >= self._streamed
+            and weights.outputs % _BLOCK == 0  # whole lines of the cache
+            and out.data_ptr() % _SLAB == 0
+        )
         call = _Call(
             *(x.data_ptr(), weights.tiles.data_ptr(), *(values.data_ptr() for values in vectors)),
             None if other is None else other.data_ptr(),
             None if out is None else out.data_ptr(),
             (_Levels * MOST_LEVELS)(*(_Levels(each.rounding, *each.limits, each.out.data_ptr()) for each in levels)),
             *(max(between[0], -_LARGEST), min(between[1], _LARGEST)),
-            *(len(x), weights.channels, *x.shape[2:], weights.outputs, down, across),
+            *(len(x), weights.channels, *x.shape[2:], *shape[1:]),
             *(size for pair in weights.window for size in pair),
             *(weights.folded, weights.factor, weights.parts, relu, streamed, torch.get_num_threads(), self._scratch),
         )

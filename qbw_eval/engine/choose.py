@@ -22,6 +22,7 @@ from qbw_eval.engine.replay import Replay
 from qbw_eval.memory import is_out_of_memory
 from qbw_eval.nested import tensors_in
 from qbw_eval.quantization.adoption import Adopted, StandIns, adopt_layers
+from schemas.errors import first_line
 
 ENGINES = ("auto", "reference", "incremental", "integer")
 
@@ -270,7 +271,7 @@ def _check_equal(
     except Exception as error:  # where the graph took another way than the network does, anything may fail
         if is_out_of_memory(error):
             raise
-        raise UntraceableError(f"what its graph shows cannot be run ({_first_line(error)})") from None
+        raise UntraceableError(f"what its graph shows cannot be run ({first_line(error)})") from None
     for position, logits in found.items():
         if not torch.equal(logits.nan_to_num(nan=torch.pi), expected[position].nan_to_num(nan=torch.pi)):
             raise UntraceableError("its forward pass does more than its graph shows")
@@ -285,8 +286,4 @@ def _check_runs(engine: IntegerEngine, inputs: Any, probes: Sequence[BitwidthCon
     except Exception as error:  # from a layer that is given what nobody foresaw
         if is_out_of_memory(error):
             raise
-        raise DeclinedError(f"a layer cannot be run in them ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DeclinedError(f"a layer cannot be run in them ({first_line(error)})") from None

@@ -164,6 +164,13 @@ class Window(NamedTuple):
         return down, across
 
 
+def pads_with_zeros(layer: QuantConv2d | QuantLinear) -> bool:
+    """Return whether so many zeros are all that a layer adds around its images; `window_of` knows no others."""
+    if isinstance(layer, QuantLinear):
+        return True
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
 def window_of(layer: QuantConv2d | QuantLinear) -> Window:
     """Return what a layer slides over its images; a linear one is a 1x1 convolution of 1x1 images."""
     if isinstance(layer, QuantLinear):

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from qbw_eval.nested import for_each_tensor, tensors_in
 from qbw_eval.quantization.adoption import NO_STAND_INS, StandIns
 from qbw_eval.quantization.bitwidths import quantized_layers, restored
-from schemas.errors import QBWError
+from schemas.errors import QBWError, first_line
 
 
 class UntraceableError(QBWError):
@@ -112,8 +112,7 @@ def trace_network(
     except UntraceableError:
         raise
     except Exception as error:  # the network's own code, and torch.fx, raise anything
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UntraceableError(f"its forward pass cannot be traced ({text})") from None
+        raise UntraceableError(f"its forward pass cannot be traced ({first_line(error)})") from None
     _make_pure(graph, root)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # the rest is pure by now
     nodes = tuple(graph.nodes)

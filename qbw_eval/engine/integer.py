@@ -29,7 +29,7 @@ from qbw_eval.memory import is_out_of_memory
 from qbw_eval.quantization.adoption import NO_STAND_INS, StandIns
 from qbw_eval.quantization.bitwidths import restored
 from qbw_eval.quantization.layers import SwitchableBatchNorm2d
-from schemas.errors import QBWError
+from schemas.errors import QBWError, first_line
 
 
 class DeclinedError(QBWError):
@@ -173,7 +173,7 @@ class IntegerEngine(TracedEngine):
         except Exception as error:  # whatever a driver says of what it cannot capture
             if is_out_of_memory(error):
                 raise
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = first_line(error)
         if why is not None:
             self._stop_replaying(why)
 

@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qbw_eval.engine.convolutions import Affine, Arithmetic, ConvolutionOfFloats, ConvolutionWithLevels
+from qbw_eval.engine.convolutions import (
+    Affine,
+    Arithmetic,
+    ConvolutionOfFloats,
+    ConvolutionWithLevels,
+    pads_with_zeros,
+)
 from qbw_eval.engine.incremental import QuantizedWeights
 from qbw_eval.engine.packing import Halves, Split, integers_of
 from qbw_eval.engine.passes import halves_of, levels_on, rounded, rows_of, shaped
@@ -119,11 +125,11 @@ class IntegerRegion:
         integers = integers_of(layer.quantize_weight().detach(), unit)
         if integers is None:
             return "its quantized weights are no multiples of one value"
+        if not pads_with_zeros(layer):
+            return "it pads with something else than so many zeros"
         groups = 1
         if isinstance(layer, QuantLinear):
             integers = integers[:, :, None, None]  # a linear layer is a 1x1 convolution of 1x1 images
-        elif layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            return "it pads with something else than so many zeros"
         else:
             groups = layer.groups
         return self._arithmetic.split(integers, grid.largest, groups)

@@ -1,4 +1,4 @@
-"""Quantized weights in parts that instructions for 8 or 16 bits multiply: exactly, or not at all.
+"""Weights in parts that instructions for 8 or 16 bits multiply; quantized ones exactly, or not at all.
 
 A k-bit layer is a convolution of integers: activations 0..n (n = 2**k - 1), weights whole multiples of one value. It is
 exact in int32 as long as no sum overflows, which is checked here and not hoped for:

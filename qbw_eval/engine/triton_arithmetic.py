@@ -26,6 +26,7 @@ from qbw_eval.engine.triton_kernels import (
 from qbw_eval.engine.tuning import Tuner, workload_of
 from qbw_eval.quantization.bitwidths import restored
 from qbw_eval.quantization.layers import ActivationGrid, QuantConv2d, QuantLinear
+from schemas.errors import first_line
 
 _MOST_BITS = 8
 """The widest activations that fit into uint8."""
@@ -211,8 +212,7 @@ def why_not_on(device: torch.device) -> str | None:
             and all(_rounds_exactly(device, unit) for unit in _TRIED_UNITS)
         )
     except Exception as error:  # whatever a compiler, a driver or a device may say
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"Triton's convolution does not run on {device} ({text})"
+        return f"Triton's convolution does not run on {device} ({first_line(error)})"
     return None if exact else f"Triton's convolution of integers is not exact on {device}"
 
 

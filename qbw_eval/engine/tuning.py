@@ -28,7 +28,7 @@ from qbw_eval.engine.gpu_clock import seconds_on_gpu
 from qbw_eval.engine.tile_file import TileFile
 from qbw_eval.engine.triton_kernels import SMALLEST, Addend, Rounding, Tile, Window
 from qbw_eval.memory import is_out_of_memory
-from schemas.errors import QBWError
+from schemas.errors import QBWError, first_line
 
 _TILES = (
     Tile(),
@@ -252,7 +252,7 @@ def fastest(tiles: Sequence[Tile], seconds: Callable[[Tile], float]) -> Tile:
         except (TritonError, RuntimeError) as error:
             if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise
-            reasons.append((str(error).strip() or type(error).__name__).splitlines()[0])
+            reasons.append(first_line(error))
     if not times:
         raise NoTileError(
             f"Triton's convolution: one of {len(tiles)} tiles was expected to run here, and none does ({reasons[0]}); "
